@@ -1,0 +1,49 @@
+# Two commands do it: `make run` and `make test`. Each makes .venv first if it is missing or out of date.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+UV := $(BIN)/python -m uv
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+.PHONY: run test serve lint bench lock clean
+
+run: $(VENV)/.installed
+	$(BIN)/graft run
+
+serve: $(VENV)/.installed
+	$(BIN)/graft serve
+
+test: $(VENV)/.installed-test
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.installed-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(VENV)/.installed-test
+	$(BIN)/python -m benchmarks
+
+$(BIN)/uv:
+	$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13) and "Graft wants Python 3.11 to 3.13; try make PYTHON=python3.11")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(shell sed -n 's/^uv==\([^ ]*\).*/\1/p' requirements-test.txt)
+
+$(VENV)/.installed: requirements.txt pyproject.toml | $(BIN)/uv
+	$(UV) pip install --quiet --require-hashes -r requirements.txt
+	$(UV) pip install --quiet --no-deps --no-build-isolation -e .
+	touch $@
+
+$(VENV)/.installed-test: requirements-test.txt $(VENV)/.installed
+	$(UV) pip install --quiet --require-hashes -r requirements-test.txt
+	touch $@
+
+# The lock files hold versions and hashes and name no package index.
+lock: | $(BIN)/uv
+	$(UV) pip compile --quiet --universal --python-version 3.11 --no-emit-index-url --no-annotate --generate-hashes \
+	  --extra pipeline -o requirements.txt pyproject.toml
+	$(UV) pip compile --quiet --universal --python-version 3.11 --no-emit-index-url --no-annotate --generate-hashes \
+	  --extra pipeline --extra test -c requirements.txt -o requirements-test.txt pyproject.toml
+
+clean:
+	rm -rf $(VENV) build *.egg-info .mypy_cache .pytest_cache .ruff_cache

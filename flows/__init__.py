@@ -1,0 +1,1 @@
+"""WHEN: Prefect flows over the graph that dvc.yaml describes."""

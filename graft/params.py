@@ -1,0 +1,221 @@
+"""Every knob of the pipeline as one typed, frozen object.
+
+In: `params.yaml`. Out: `Params`, passed down explicitly. Unknown keys and wrong values are refused with
+the nearest valid name; `override` edits the file's text and keeps its comments.
+"""
+
+from __future__ import annotations
+
+import io
+import types
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from graft.errors import InputError, nearest
+
+FILE = Path("params.yaml")
+
+Fraction = Annotated[float, Field(gt=0, lt=0.5)]
+Share = Annotated[float, Field(ge=0, lt=1)]
+Positive = Annotated[int, Field(gt=0)]
+Rate = Annotated[float, Field(gt=0, le=10)]
+
+
+class Section(BaseModel):
+    """A frozen group of parameters that knows no others."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class Data(Section):
+    """Where pictures come from and how they are split."""
+
+    source: Literal["digits", "cifar10", "folder"]
+    path: str
+    image_size: Annotated[int, Field(ge=32, le=1024)]
+    validation_fraction: Fraction
+    test_fraction: Fraction
+    limit_per_class: Positive | None
+    max_bad_fraction: Annotated[float, Field(ge=0, le=1)]
+
+
+class Backbone(Section):
+    """The pretrained network and where its features are cut."""
+
+    name: str
+    weights: str
+    width: Annotated[float, Field(gt=0, le=1)]
+    layer: str
+
+
+class Features(Section):
+    """How the frozen network's activations are stored."""
+
+    pooling: Literal["flatten", "avg", "max"]
+    views: Annotated[int, Field(ge=1, le=64)]
+    augmentation: tuple[Literal["flip", "shift", "crop", "colour"], ...] = Field(strict=False)
+    dtype: Literal["float16", "float32"]
+    batch_size: Positive
+
+
+class Head(Section):
+    """The new classifier and its training."""
+
+    hidden: tuple[Positive, ...] = Field(strict=False, max_length=3)
+    dropout: Share
+    weight_decay: Annotated[float, Field(ge=0, lt=1)]
+    label_smoothing: Share
+    epochs: Positive
+    batch_size: Positive
+    learning_rate: Rate
+    patience: Positive
+
+
+class Finetune(Section):
+    """How the last layers are trained at a lower rate."""
+
+    unfreeze_from: str
+    epochs: Annotated[int, Field(ge=0)]
+    batch_size: Positive
+    learning_rate: Rate
+
+
+class Export(Section):
+    """The exported file and the bounds it must hold."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")]
+    max_difference: Annotated[float, Field(gt=0, lt=1)]
+
+
+class Runtime(Section):
+    """What the machine gives."""
+
+    threads: Annotated[int, Field(ge=0, le=1024)]
+
+
+class Params(Section):
+    """The whole of `params.yaml`."""
+
+    seed: Annotated[int, Field(ge=0, lt=2**32)]
+    data: Data
+    backbone: Backbone
+    features: Features
+    head: Head
+    finetune: Finetune
+    export: Export
+    runtime: Runtime
+
+
+def load(path: Path = FILE) -> Params:
+    """Read and check the parameters.
+
+    Raises:
+        InputError: the file is missing, is not YAML, or a value is unknown, missing or out of range.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} cannot be read ({error}); run inside a Graft project") from error
+    return parse(text, str(path))
+
+
+def parse(text: str, origin: str = str(FILE)) -> Params:
+    """Check the YAML `text` of the parameters; `origin` names it in errors."""
+    return _validate(_yaml_load(text, origin), origin)
+
+
+def override(text: str, assignments: Iterable[str]) -> str:
+    """Return `text` with each `key=value` of `assignments` applied, comments and order kept.
+
+    Values are YAML, as in `dvc exp run -S`. The result is checked as a whole before it is returned.
+
+    Raises:
+        InputError: an assignment has no `=`, names an unknown key, or its value is of the wrong type.
+    """
+    yaml = _yaml()
+    document = _yaml_load(text, str(FILE))
+    for assignment in assignments:
+        key, separator, value = assignment.partition("=")
+        if not separator:
+            raise InputError(f"-S wants key=value, such as -S data.source=folder. Received: {assignment}")
+        _check_key(key)
+        *sections, name = key.split(".")
+        target = document
+        for section in sections:
+            target = target.setdefault(section, {})
+        target[name] = _yaml_load(value, f"-S {key}")
+    _validate(document, "-S")
+    out = io.StringIO()
+    yaml.dump(document, out)
+    return out.getvalue()
+
+
+def keys(model: type[BaseModel] = Params, prefix: str = "") -> list[str]:
+    """All dotted names a parameter can have."""
+    names: list[str] = []
+    for name, field in model.model_fields.items():
+        inner = _section(field.annotation)
+        names += keys(inner, f"{prefix}{name}.") if inner else [f"{prefix}{name}"]
+    return names
+
+
+def _check_key(key: str) -> None:
+    valid = keys()
+    if key not in valid:
+        raise InputError(f"params.yaml has no key {key}; {nearest(key, valid)}")
+
+
+def _section(annotation: Any) -> type[BaseModel] | None:
+    candidates = get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else (annotation,)
+    for candidate in candidates:
+        if isinstance(candidate, type) and issubclass(candidate, BaseModel):
+            return candidate
+    return None
+
+
+def _validate(document: Any, origin: str) -> Params:
+    if not isinstance(document, dict):
+        raise InputError(f"{origin} must hold sections of parameters. Received: {type(document).__name__}")
+    try:
+        return Params.model_validate(document)
+    except ValidationError as error:
+        raise InputError(f"{origin}: {_sentence(error)}") from None
+
+
+def _sentence(error: ValidationError) -> str:
+    first = error.errors(include_url=False)[0]
+    # Members of a union carry their type's name in the location; a person knows only the key.
+    valid = keys()
+    parts = [str(part) for part in first["loc"]]
+    key = next((".".join(parts[:n]) for n in range(len(parts), 0, -1) if ".".join(parts[:n]) in valid), ".".join(parts))
+    if first["type"] == "extra_forbidden":
+        return f"there is no key {key}; {nearest(key, valid)}"
+    if first["type"] == "missing":
+        return f"the key {key} is missing; add it (README.md lists the defaults)"
+    message = first["msg"].removeprefix("Input ")
+    return f"{key} {message[0].lower()}{message[1:]}. Received: {first['input']!r}"
+
+
+def _yaml() -> Any:
+    from ruamel.yaml import YAML
+
+    yaml = YAML()
+    yaml.preserve_quotes = True
+    yaml.width = 4096  # long comments stay on their line
+    yaml.representer.add_representer(
+        type(None), lambda representer, _: representer.represent_scalar("tag:yaml.org,2002:null", "null")
+    )
+    return yaml
+
+
+def _yaml_load(text: str, origin: str) -> Any:
+    from ruamel.yaml import YAMLError
+
+    try:
+        return _yaml().load(text)
+    except YAMLError as error:
+        reason = str(error).replace("\n", " ")
+        raise InputError(f"{origin} is not valid YAML: {reason}") from error

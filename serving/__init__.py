@@ -1,0 +1,1 @@
+"""ONLINE: an exported model over HTTP, without TensorFlow, Keras, Prefect or DVC."""

@@ -1,0 +1,1 @@
+"""WHAT: one module per stage of dvc.yaml, named like the stage."""
