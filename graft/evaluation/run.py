@@ -6,6 +6,7 @@ the same inputs; then `report/`, the page made from them and from what only this
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -44,7 +45,7 @@ def run(settings: Params, root: Path) -> None:
     _write(study, findings)
     pictures = study.images("test").take(np.arange(min(speed.BATCH, len(study.images("test")))))
     figures = speed.measure(predict, pictures)
-    speed.save(root / SPEED, files(study), models[MAIN].provider, figures)
+    speed.save(root / SPEED, findings.record["model"]["files"], models[MAIN].provider, figures)
     report.write(root)
 
 
@@ -80,11 +81,12 @@ def open_models(study: Study, settings: Params) -> dict[str, Model]:
 
 
 def _describe(models: Mapping[str, Model]) -> dict[str, object]:
-    model = models[MAIN]
+    main = models[MAIN]
     return {
-        "name": model.name,
-        "image_size": list(model.image_size),
-        "provenance": model.metadata["provenance"],
+        "name": main.name,
+        "image_size": list(main.image_size),
+        "provenance": main.metadata["provenance"],
+        "files": {name: hashlib.sha256(model.path.read_bytes()).hexdigest() for name, model in models.items()},
     }
 
 

@@ -5,7 +5,6 @@ Kept apart from the findings: a clock never shows the same twice, and what a sta
 
 from __future__ import annotations
 
-import hashlib
 import json
 import platform
 import time
@@ -52,25 +51,9 @@ def _times(predict: Predict, batch: Array, runs: int) -> list[float]:
     return seconds
 
 
-def save(path: Path, models: Mapping[str, Path], provider: str, figures: Mapping[str, Any]) -> None:
-    """Keep `figures` beside the fingerprint of the files they belong to and the machine."""
+def save(path: Path, files: Mapping[str, str], provider: str, figures: Mapping[str, Any]) -> None:
+    """Keep `figures` beside the SHA-256 sums of the `files` they belong to, and the machine."""
     path.parent.mkdir(parents=True, exist_ok=True)
     machine = f"{platform.machine()}, {platform.system()}, Python {platform.python_version()}"
-    kept = {"files": _fingerprint(models), "provider": provider, "machine": machine, "precisions": figures}
+    kept = {"files": dict(files), "provider": provider, "machine": machine, "precisions": figures}
     path.write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
-
-
-def load(path: Path, models: Mapping[str, Path]) -> dict[str, Any] | None:
-    """What `save` kept, or None where it was never measured or belongs to other files."""
-    if not path.is_file():
-        return None
-    kept: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return kept if kept["files"] == _fingerprint(models) else None
-
-
-def _fingerprint(models: Mapping[str, Path]) -> dict[str, str]:
-    found = {}
-    for name, path in models.items():
-        with path.open("rb") as file:
-            found[name] = hashlib.file_digest(file, "sha256").hexdigest()
-    return found
