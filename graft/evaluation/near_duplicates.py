@@ -17,8 +17,11 @@ from graft.shards import ShardedArray
 Array = npt.NDArray[Any]
 
 THUMBNAIL = 8  # cells a side
-# A thumbnail may agree a little less than the picture: it has fewer pixels to average noise over.
-SLACK = 0.05
+SLACK = 0.05  # by which a thumbnail may agree less than the picture
+# Simple pictures, such as strokes, are all alike. A copy is much nearer than the others: its squared distance is at
+# most this share of that to the tenth neighbour (tenth, so that a handful of copies do not hide each other).
+STANDS_OUT = 0.25
+NEIGHBOURS = 10
 BLOCK = 1024  # pictures at once, so that memory does not grow with the training split
 
 
@@ -36,13 +39,15 @@ def pairs(test: ShardedArray, other: ShardedArray, least: float) -> list[Pair]:
     """For each picture of `test` its likest picture in `other`, if they correlate by `least` or more; likest first.
 
     Correlation is over all pixels and channels after taking away each picture's mean and scale, so brightness and
-    contrast do not hide a copy. A plain picture of one colour is like none.
+    contrast do not hide a copy. A plain picture of one colour is like none, and a pair no closer than many others
+    is none.
     """
     plain = np.concatenate([_thumbnails(batch) for batch in test.batches(BLOCK)])
     best = [_nearest(plain, other, mirror) for mirror in (False, True)]
     found: dict[int, Pair] = {}
     for mirrored, (likeness, index) in zip((False, True), best, strict=True):
         rows = np.flatnonzero(likeness >= least - SLACK)
+        rows = rows[1 - likeness[rows] <= STANDS_OUT * (1 - _tenth(plain[rows], other, mirrored))]
         for start in range(0, len(rows), BLOCK):
             part = rows[start : start + BLOCK]
             exact = _correlation(test.take(part), other.take(index[part]), mirrored)
@@ -69,6 +74,15 @@ def _nearest(plain: Array, other: ShardedArray, mirror: bool) -> tuple[Array, Ar
         likeness[better], index[better] = value[better], first + columns[better]
         first += len(batch)
     return likeness, index
+
+
+def _tenth(plain: Array, other: ShardedArray, mirror: bool) -> Array:
+    """For each row of `plain` the likeness of its `NEIGHBOURS`-th likest thumbnail in `other`; -1 if there are fewer."""
+    best = np.full((len(plain), NEIGHBOURS), -1.0, dtype=np.float32)
+    for batch in other.batches(BLOCK):
+        product = plain @ _thumbnails(batch[:, :, ::-1] if mirror else batch).T
+        best = np.sort(np.concatenate([best, product], axis=1), axis=1)[:, -NEIGHBOURS:]
+    return best[:, 0]
 
 
 def _thumbnails(pictures: Array) -> Array:

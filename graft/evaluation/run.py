@@ -86,7 +86,9 @@ def _describe(models: Mapping[str, Model]) -> dict[str, object]:
         "name": main.name,
         "image_size": list(main.image_size),
         "provenance": main.metadata["provenance"],
-        "files": {name: hashlib.sha256(model.path.read_bytes()).hexdigest() for name, model in models.items()},
+        "files": {
+            name: hashlib.sha256(model.path.read_bytes()).hexdigest() for name, model in models.items()
+        },
     }
 
 

@@ -47,7 +47,9 @@ def since_commit(root: Path) -> Changes:
         against=name,
         subject=subject,
         metrics=differences(_json_at(root, against), _json_here(root)),
-        parameters=differences(_yaml(_git(root, "show", f"{against}:./{PARAMS}")), _yaml(_read(root / PARAMS))),
+        parameters=differences(
+            _yaml(_git(root, "show", f"{against}:./{PARAMS}")), _yaml(_read(root / PARAMS))
+        ),
     )
 
 
@@ -101,7 +103,9 @@ def _read(path: Path) -> str | None:
 def _git(root: Path, *arguments: str) -> str | None:
     """What git says, or None where there is no git, no repository or no such thing in it."""
     try:
-        done = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, encoding="utf-8", check=True)
+        done = subprocess.run(
+            ["git", *arguments], cwd=root, capture_output=True, text=True, encoding="utf-8", check=True
+        )
     except (OSError, subprocess.CalledProcessError):
         return None
     return done.stdout

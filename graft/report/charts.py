@@ -8,18 +8,18 @@ from dataclasses import dataclass
 from markupsafe import Markup, escape
 
 WIDTH, HEIGHT = 420, 250
-LEFT, RIGHT, TOP, BOTTOM = 46, 12, 12, 38
+LEFT, RIGHT, TOP, BOTTOM = 46, 24, 12, 38
 
 
 @dataclass(frozen=True)
 class Series:
-    """A line: points in data units, a CSS class for its looks, an optional band of (low, high) around it."""
+    """A line: points in data units, a CSS class for its looks, an optional band of (low, high), optional radii of dots."""
 
     name: str
     points: Sequence[tuple[float, float]]
     kind: str = "a"
     band: Sequence[tuple[float, float]] = ()
-    dots: bool = False
+    dots: Sequence[float] = ()
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,9 @@ def line_chart(title: str, frame: Frame, series: Sequence[Series], diagonal: boo
     return Markup("").join(parts)
 
 
-def nice_axis(label: str, values: Sequence[float], percent: bool = False, at_most: float | None = None) -> Axis:
+def nice_axis(
+    label: str, values: Sequence[float], percent: bool = False, at_most: float | None = None
+) -> Axis:
     """An axis over `values` in about four round steps, never beyond `at_most`."""
     low, high = min(values), max(values)
     if high - low < 1e-9:
@@ -138,9 +140,11 @@ def _line(frame: Frame, line: Series) -> Markup:
             line.kind, frame.path(line.points), line.name
         )
     )
-    if line.dots or len(line.points) == 1:
-        parts += [
-            Markup('<circle class="dot {}" cx="{:.1f}" cy="{:.1f}" r="3"/>').format(line.kind, *frame.place(x, y))
-            for x, y in line.points
-        ]
+    radii = line.dots or ([3.0] if len(line.points) == 1 else [])
+    parts += [
+        Markup('<circle class="dot {}" cx="{:.1f}" cy="{:.1f}" r="{:.1f}"/>').format(
+            line.kind, *frame.place(*point), radius
+        )
+        for point, radius in zip(line.points, radii, strict=bool(radii))
+    ]
     return Markup("").join(parts)

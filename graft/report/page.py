@@ -23,7 +23,7 @@ PART_NAMES = {"head": "Training the head", "finetuned": "Fine-tuning"}
 
 
 def render(record: Mapping[str, Any], sheet: bytes, changes: Changes, speed: Mapping[str, Any] | None) -> str:
-    """The page's HTML. `sheet` is the WebP album that `record["pictures"]` numbers; `speed` what this machine measured."""
+    """The page's HTML: `sheet` is the WebP album that `record["pictures"]` numbers, `speed` is this machine's."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(HERE),
         autoescape=True,
@@ -73,7 +73,9 @@ def _history(part: str, epochs: list[dict[str, Any]]) -> dict[str, Any]:
     for name, percent in (("accuracy", True), ("loss", False)):
         pairs = (("train", "b", name), ("validation", "a", f"val_{name}"))
         lines = [
-            Series(label, [(epoch["epoch"], epoch[key]) for epoch in epochs if epoch.get(key) is not None], kind)
+            Series(
+                label, [(epoch["epoch"], epoch[key]) for epoch in epochs if epoch.get(key) is not None], kind
+            )
             for label, kind, key in pairs
         ]
         values = [value for line in lines for _, value in line.points]
@@ -84,8 +86,14 @@ def _history(part: str, epochs: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _calibration(record: Mapping[str, Any]) -> Markup:
+    total = record["metrics"]["test_images"]
     lines = [
-        Series(kind, [(item["confidence"], item["accuracy"]) for item in found["bins"]], style, dots=True)
+        Series(
+            kind,
+            [(item["confidence"], item["accuracy"]) for item in found["bins"]],
+            style,
+            dots=[2 + 6 * (item["images"] / total) ** 0.5 for item in found["bins"]],
+        )
         for (kind, found), style in zip(record["calibration"].items(), ("a", "b"), strict=False)
     ]
     across = Axis("confidence", 0, 1, SHARES.ticks, percent=True)
@@ -115,8 +123,10 @@ def _robustness(record: Mapping[str, Any]) -> list[dict[str, Any]]:
             [(strength, point["value"]) for strength, point in enumerate(whole)],
             "a",
             band=[(point["low"], point["high"]) for point in whole],
-            dots=True,
+            dots=[2.5] * len(whole),
         )
         chart = line_chart(f"Accuracy under {name} by strength", Frame(across, SHARES, 300, 200), [line])
-        found.append({"name": name, "mean": sum(point["value"] for point in curve) / len(curve), "chart": chart})
+        found.append(
+            {"name": name, "mean": sum(point["value"] for point in curve) / len(curve), "chart": chart}
+        )
     return found

@@ -65,15 +65,23 @@ def headline(record: Mapping[str, Any]) -> Headline:
     rival = rivals[control]
     against, accuracy = rival["against"], record["metrics"]["accuracy"]
     gain = against["difference"]
-    title = f"The transfer gains {points(gain)}" if gain > 0 else f"The transfer gains nothing ({signed(gain)})"
-    sure = "more than chance explains" if against["p_value"] < SIGNIFICANT else "which chance alone could explain"
+    title = (
+        f"The transfer gains {points(gain)}" if gain > 0 else f"The transfer gains nothing ({signed(gain)})"
+    )
+    sure = (
+        "more than chance explains"
+        if against["p_value"] < SIGNIFICANT
+        else "which chance alone could explain"
+    )
     sentence = (
         f"{percent(accuracy)} of {record['metrics']['test_images']:,} test pictures are right, against "
         f"{percent(rival['value'])} with {CONTROL_WORDS[control]}: a difference of {signed(gain)} "
         f"(95 % interval {signed(against['low'])} to {signed(against['high'])}, {p_value(against['p_value'])}), {sure}."
     )
-    if "frozen head" in rivals and control != "frozen head":
-        sentence += f" Fine-tuning accounts for {signed(rivals['frozen head']['against']['difference'])} of it."
+    if gain > 0 and "frozen head" in rivals and control != "frozen head":
+        sentence += (
+            f" Fine-tuning accounts for {signed(rivals['frozen head']['against']['difference'])} of it."
+        )
     return Headline(title, sentence)
 
 
@@ -83,7 +91,9 @@ def failings(record: Mapping[str, Any]) -> list[str]:
     known = [row for row in record["per_class"] if row["images"]]
     worst = min(known, key=lambda row: row["recall"])
     if worst["recall"] < 1:
-        found.append(f"Weakest class: {worst['name']}, of whose {worst['images']} pictures {percent(worst['recall'])} are found.")
+        found.append(
+            f"Weakest class: {worst['name']}, of whose {worst['images']} pictures {percent(worst['recall'])} are found."
+        )
     confusion = np.array(record["confusion"]["counts"])
     off = confusion - np.diag(np.diag(confusion))
     if off.max():
@@ -97,7 +107,10 @@ def failings(record: Mapping[str, Any]) -> list[str]:
 
 
 def _worst_corruption(robustness: Mapping[str, Any]) -> str:
-    mean = {name: sum(point["value"] for point in curve) / len(curve) for name, curve in robustness["curves"].items()}
+    mean = {
+        name: sum(point["value"] for point in curve) / len(curve)
+        for name, curve in robustness["curves"].items()
+    }
     worst = min(mean, key=lambda name: mean[name])
     last = robustness["curves"][worst][-1]["value"]
     return (
@@ -157,7 +170,9 @@ def class_rows(record: Mapping[str, Any]) -> list[dict[str, Any]]:
     for index, row in enumerate(record["per_class"]):
         others = [(count, other) for other, count in enumerate(counts[index]) if other != index and count]
         count, other = max(others, key=lambda pair: pair[0], default=(0, 0))
-        rows.append({**row, "index": index, "taken_for": record["classes"][other] if count else None, "taken": count})
+        rows.append(
+            {**row, "index": index, "taken_for": record["classes"][other] if count else None, "taken": count}
+        )
     return rows
 
 
