@@ -201,7 +201,8 @@ def _validate(document: Any, origin: str) -> Params:
 
 
 def _sentence(error: ValidationError) -> str:
-    first = error.errors(include_url=False)[0]
+    # A misspelt key is both unknown and missing: its own spelling is the better hint.
+    first = min(error.errors(include_url=False), key=lambda e: e["type"] != "extra_forbidden")
     # Members of a union carry their type's name in the location; a person knows only the key.
     valid = keys()
     parts = [str(part) for part in first["loc"]]
