@@ -55,19 +55,26 @@ def find_project(start: Path | None = None) -> Path:
 
 @app.command()
 def run(
-    targets: Annotated[list[str] | None, typer.Argument(help="Stages to run, with what they need; none is all.")] = None,
+    targets: Annotated[
+        list[str] | None, typer.Argument(help="Stages to run, with what they need; none is all.")
+    ] = None,
     assignments: Annotated[
-        list[str] | None, typer.Option("-S", "--set", metavar="KEY=VALUE", help="Change params.yaml first; repeatable.")
+        list[str] | None,
+        typer.Option("-S", "--set", metavar="KEY=VALUE", help="Change params.yaml first; repeatable."),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Run stages even where nothing changed.")] = False,
     isolate: Annotated[bool, typer.Option("--isolate", help="Give each stage a process of its own.")] = False,
-    no_wait: Annotated[bool, typer.Option("--no-wait", help="Fail where another run holds the repository.")] = False,
+    no_wait: Annotated[
+        bool, typer.Option("--no-wait", help="Fail where another run holds the repository.")
+    ] = False,
 ) -> None:
     """Bring the project up to date: run what changed, as a Prefect flow."""
     from flows.link import Request
     from flows.run import Run
 
-    request = Request(str(find_project()), tuple(targets or ()), force=force, isolate=isolate, wait=not no_wait)
+    request = Request(
+        str(find_project()), tuple(targets or ()), force=force, isolate=isolate, wait=not no_wait
+    )
     raise typer.Exit(Run(request, prepare=lambda root: _set_params(root, assignments or [])).work())
 
 
@@ -81,7 +88,9 @@ def _set_params(root: Path, assignments: list[str]) -> None:
 
 @app.command()
 def status(
-    targets: Annotated[list[str] | None, typer.Argument(help="Stages to look at, with what they need.")] = None,
+    targets: Annotated[
+        list[str] | None, typer.Argument(help="Stages to look at, with what they need.")
+    ] = None,
 ) -> None:
     """Say which stages would run, and why."""
     from flows.run import show_status
@@ -139,6 +148,9 @@ def serve(
     max_queue_delay: Annotated[float, typer.Option(min=0, help="Seconds to wait for a fuller batch.")] = 0,
     max_queue_size: Annotated[int, typer.Option(min=1, help="Pictures that may wait.")] = 512,
     max_body: Annotated[int, typer.Option(min=1, help="Largest request in MiB.")] = 32,
+    patience: Annotated[
+        float, typer.Option(min=0.1, help="Seconds a client may take to send a request.")
+    ] = 30,
     api_keys: Annotated[
         Path | None, typer.Option(help="File of keys, one a line; without it everybody may ask.")
     ] = None,
@@ -186,7 +198,7 @@ def serve(
             batching=settings.Batching(
                 max_batch_size=max_batch_size, max_queue_delay=max_queue_delay, max_queue_size=max_queue_size
             ),
-            limits=settings.Limits(max_body_bytes=max_body * settings.MIB),
+            limits=settings.Limits(max_body_bytes=max_body * settings.MIB, patience=patience),
             security=settings.Security(
                 api_keys=read_keys(api_keys),
                 cors_origins=tuple(cors_origin or ()),

@@ -98,8 +98,14 @@ WRONG: list[tuple[Any, str]] = [
     (request() | {"parameters": {"binary_data_output": "yes"}}, "true or false"),
     (request() | {"outputs": "probabilities"}, "outputs"),
     (request() | {"outputs": [{"name": "logits"}]}, "unexpected inference output 'logits'"),
-    (request() | {"outputs": [{"name": "probabilities", "parameters": {"classification": -1}}]}, "classification"),
-    (request() | {"outputs": [{"name": "probabilities", "parameters": {"classification": True}}]}, "classification"),
+    (
+        request() | {"outputs": [{"name": "probabilities", "parameters": {"classification": -1}}]},
+        "classification",
+    ),
+    (
+        request() | {"outputs": [{"name": "probabilities", "parameters": {"classification": True}}]},
+        "classification",
+    ),
 ]
 
 

@@ -8,7 +8,9 @@ from tritonclient.utils import InferenceServerException
 
 address, MODEL = sys.argv[1:3]
 client = triton.InferenceServerClient(address, concurrency=4)
-IMAGES = np.stack([np.full((32, 32, 3), colour, np.uint8) for colour in ((250, 0, 0), (0, 250, 0), (0, 0, 250))])
+IMAGES = np.stack(
+    [np.full((32, 32, 3), colour, np.uint8) for colour in ((250, 0, 0), (0, 250, 0), (0, 0, 250))]
+)
 
 
 def request(images=IMAGES, binary=True):
@@ -81,7 +83,12 @@ def check_statistics():
 
 
 def check_repository():
-    assert {"name": MODEL, "version": "1", "state": "READY", "reason": ""} in client.get_model_repository_index()
+    assert {
+        "name": MODEL,
+        "version": "1",
+        "state": "READY",
+        "reason": "",
+    } in client.get_model_repository_index()
     client.unload_model(MODEL)
     assert not client.is_model_ready(MODEL)
     assert client.get_model_repository_index()[0]["state"] == "UNAVAILABLE"
