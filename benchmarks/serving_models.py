@@ -1,4 +1,4 @@
-"""VGG16 as an exported file with random weights, built node by node: speed does not depend on what it learnt."""
+"""VGG16 as an exported file with random weights: speed does not depend on what it learnt."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ HIDDEN = 256
 
 
 def vgg16(path: Path, width: float = 1.0, size: int = 32, seed: int = 7) -> Path:
-    """Write VGG16 (Simonyan and Zisserman 2014) at `width` times its channels for `size`×`size` pictures.
+    """Write VGG16 (Simonyan and Zisserman 2014) with `width` times its channels, `size` pixels a side.
 
     Preprocessing, thirteen convolutions, a hidden layer and softmax; seeded He-normal weights, batch axis free.
     """

@@ -1,4 +1,4 @@
-"""BentoML with the same file, batches of 32; set MODEL and THREADS, then `bentoml serve bentoml_service:Classifier`."""
+"""BentoML with the same file, batches of 32: MODEL=… THREADS=… bentoml serve bentoml_service:Classifier."""
 
 import os
 

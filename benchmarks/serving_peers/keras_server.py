@@ -1,4 +1,4 @@
-"""What a tutorial does: a FastAPI handler around `keras.predict`, the same VGG16; `python keras_server.py PORT WIDTH`."""
+"""What a tutorial does, a FastAPI handler around `keras.predict`: `python keras_server.py PORT WIDTH`."""
 
 import sys
 
