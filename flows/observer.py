@@ -6,6 +6,7 @@ no server is configured, starts a temporary one. The stages' work begins before 
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import socket
@@ -15,8 +16,6 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
@@ -25,28 +24,22 @@ from flows.link import spawned
 def main(arguments: list[str]) -> int:
     """Run the flow for the worker at the other end of the link."""
     link, request = spawned(arguments)
-    with _server():
-        from flows.pipeline import adopt, pipeline
+    _ensure_server()
+    from flows.pipeline import adopt, pipeline
 
-        adopt(link)
-        try:
-            pipeline(**asdict(request))
-        except Exception as error:
-            print(error, file=sys.stderr)  # noqa: T201 - into the log file
-            return 1
+    adopt(link)
+    pipeline(**asdict(request), return_state=True)
     return 0
 
 
-@contextmanager
-def _server() -> Iterator[None]:
-    """A temporary server for this run where none is configured, started while Prefect is imported."""
+def _ensure_server() -> None:
+    """Where no server is configured, start a temporary one for this run while Prefect is imported."""
     if os.environ.get("PREFECT_API_URL") or _configured():
-        yield
         return
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    process = subprocess.Popen(
+    server = subprocess.Popen(
         [
             *(sys.executable, "-m", "uvicorn", "--factory", "prefect.server.api.server:create_app"),
             *("--host", "127.0.0.1", "--port", str(port), "--log-level", "error", "--lifespan", "on"),
@@ -59,19 +52,20 @@ def _server() -> Iterator[None]:
             "PREFECT__SERVER_FINAL": "1",
         },
     )
-    url = f"http://127.0.0.1:{port}/api"
-    os.environ["PREFECT_API_URL"] = url
+    # At exit, after Prefect's own threads have sent their last logs and events.
+    atexit.register(_stop, server)
+    os.environ["PREFECT_API_URL"] = f"http://127.0.0.1:{port}/api"
+    threading.Thread(target=_import_prefect, daemon=True).start()
+    _await(os.environ["PREFECT_API_URL"], server)
+
+
+def _stop(server: subprocess.Popen[bytes]) -> None:
+    server.terminate()
     try:
-        threading.Thread(target=_import_prefect, daemon=True).start()
-        _await(url, process)
-        yield
-    finally:
-        process.terminate()
-        try:
-            process.wait(5)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        server.wait(5)
+    except subprocess.TimeoutExpired:
+        server.kill()
+        server.wait()
 
 
 def _import_prefect() -> None:
