@@ -21,6 +21,7 @@ from pathlib import Path
 
 from flows.link import spawned
 
+
 def main(arguments: list[str]) -> int:
     """Run the flow for the worker at the other end of the link."""
     link, request = spawned(arguments)
@@ -90,10 +91,12 @@ def _await(url: str, server: subprocess.Popen[bytes]) -> None:
     """Wait until the server answers, it ends, or its time is up."""
     end = time.monotonic() + float(os.environ["PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS"])
     while time.monotonic() < end and server.poll() is None:
-        with contextlib.suppress(OSError, urllib.error.URLError):
-            with urllib.request.urlopen(f"{url}/health", timeout=5) as reply:  # noqa: S310 - loopback
-                if reply.status == 200:
-                    return
+        with (
+            contextlib.suppress(OSError, urllib.error.URLError),
+            urllib.request.urlopen(f"{url}/health", timeout=5) as reply,  # noqa: S310 - loopback
+        ):
+            if reply.status == 200:
+                return
         time.sleep(0.05)
     raise RuntimeError("the temporary Prefect server did not start; set PREFECT_API_URL to a running one")
 
