@@ -90,6 +90,20 @@ class Export(Section):
     max_difference: Annotated[float, Field(gt=0, lt=1)]
 
 
+class Evaluate(Section):
+    """What is measured on the exported file, and how much time that may take."""
+
+    batch_size: Positive
+    baselines: tuple[Literal["pixels", "random"], ...] = Field(strict=False)
+    calibration_images: Positive
+    corruption_images: Annotated[int, Field(ge=0)]
+    precision_images: Positive
+    gallery: Annotated[int, Field(ge=1, le=48)]
+    map: Literal["pca", "tsne"]
+    map_images: Annotated[int, Field(ge=0, le=2000)]
+    near_duplicate: Annotated[float, Field(ge=0.8, le=1)]
+
+
 class Runtime(Section):
     """What the machine gives."""
 
@@ -106,6 +120,7 @@ class Params(Section):
     head: Head
     finetune: Finetune
     export: Export
+    evaluate: Evaluate
     runtime: Runtime
 
 
@@ -193,7 +208,8 @@ def _validate(document: Any, origin: str) -> Params:
 
 
 def _sentence(error: ValidationError) -> str:
-    first = error.errors(include_url=False)[0]
+    # A misspelt key is both unknown and missing: its own spelling is the better hint.
+    first = min(error.errors(include_url=False), key=lambda e: e["type"] != "extra_forbidden")
     # Members of a union carry their type's name in the location; a person knows only the key.
     valid = keys()
     parts = [str(part) for part in first["loc"]]

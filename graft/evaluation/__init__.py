@@ -1,0 +1,1 @@
+"""What is measured beyond plain scores, all of it on the exported file: see `graft.evaluation.stage`."""

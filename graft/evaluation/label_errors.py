@@ -1,0 +1,82 @@
+"""Pictures whose label is probably wrong, by confident learning (Northcutt, Jiang and Chuang 2021).
+
+In: probabilities from a model that never saw the pictures, and their labels. Out: suspects, worst first.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+
+FOLDS = 5
+
+
+@dataclass(frozen=True)
+class Suspect:
+    """Picture `index` is labelled `label`; `suggested` is `margin` (0 to 1) more probable."""
+
+    index: int
+    label: int
+    suggested: int
+    probability: float
+    margin: float
+
+
+def suspects(probabilities: Array, labels: Array) -> list[Suspect]:
+    """Pictures that clear another class's own mean confidence (the confident joint off its diagonal).
+
+    `probabilities` (N×C) must be out of sample. Sorted by margin: probability of the suggested class less that
+    of the label.
+    """
+    classes = probabilities.shape[1]
+    thresholds = np.array(
+        [
+            probabilities[labels == index, index].mean() if (labels == index).any() else np.inf
+            for index in range(classes)
+        ]
+    )
+    confident = np.where(probabilities >= thresholds, probabilities, -1.0)
+    suggested = confident.argmax(axis=1)
+    own = probabilities[np.arange(len(labels)), labels]
+    margin = confident.max(axis=1) - own
+    wrong = np.flatnonzero((suggested != labels) & (margin > 0))
+    order = wrong[np.argsort(-margin[wrong], kind="stable")]
+    return [
+        Suspect(
+            int(i), int(labels[i]), int(suggested[i]), float(probabilities[i, suggested[i]]), float(margin[i])
+        )
+        for i in order
+    ]
+
+
+def out_of_fold(rows: Array, labels: Array, classes: int) -> Array:
+    """N×C probabilities for narrow `rows` (N×k), each from a linear discriminant fitted without that row's fold."""
+    from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+
+    probabilities = np.zeros((len(labels), classes))
+    fold = _folds(labels)
+    for number in range(FOLDS):
+        held, kept = fold == number, fold != number
+        if not held.any():
+            continue
+        seen = np.unique(labels[kept])
+        if len(seen) < 2:
+            probabilities[np.ix_(held, seen)] = 1.0
+            continue
+        model = LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto").fit(rows[kept], labels[kept])
+        probabilities[np.ix_(held, model.classes_)] = model.predict_proba(rows[held])
+    return probabilities
+
+
+def _folds(labels: Array) -> Array:
+    """A fold number for each row: each class dealt out in turn, so that every fold has its share."""
+    fold = np.empty(len(labels), dtype=int)
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels == label)
+        fold[members] = np.arange(len(members)) % FOLDS
+    return fold

@@ -1,0 +1,97 @@
+"""The findings as data for `dvc plots`, in the columns that DVC's own templates and the editor extension expect."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+
+
+def write_plots(folder: Path, record: Mapping[str, Any], labels: Array, predicted: Array) -> None:
+    """Write one file a plot below `folder`; `labels` and `predicted` are N class numbers of the test split.
+
+    confusion.csv      actual, predicted: a row a picture         (templates confusion, confusion_normalized)
+    history/*.csv      epoch, loss, accuracy, val_loss, …         (template linear)
+    calibration.csv    confidence, accuracy, kind                 (template linear or scatter)
+    roc.csv            false_positive_rate, true_positive_rate, class   (template simple)
+    per_class.csv      class, precision, recall, f1               (template bar_horizontal)
+    robustness.csv     strength, accuracy, corruption             (template simple)
+    """
+    names = record["classes"]
+    actual = ({"actual": names[a], "predicted": names[p]} for a, p in zip(labels, predicted, strict=True))
+    _write(folder / "confusion.csv", ("actual", "predicted"), actual)
+    for part, epochs in record["history"].items():
+        _write_history(folder / "history" / f"{part}.csv", epochs)
+    _write(folder / "calibration.csv", ("confidence", "accuracy", "images", "kind"), _calibration(record))
+    _write(folder / "roc.csv", ("false_positive_rate", "true_positive_rate", "class"), _roc(record))
+    _write(folder / "per_class.csv", ("class", "images", "precision", "recall", "f1"), _per_class(record))
+    _write(folder / "robustness.csv", ("strength", "accuracy", "corruption"), _robustness(record))
+
+
+def _write_history(path: Path, epochs: list[dict[str, Any]]) -> None:
+    columns = (
+        list(epochs[0])
+        if epochs
+        else ["epoch", "loss", "accuracy", "val_loss", "val_accuracy", "learning_rate"]
+    )
+    _write(path, columns, epochs)
+
+
+def _calibration(record: Mapping[str, Any]) -> Iterable[dict[str, Any]]:
+    for kind, found in record["calibration"].items():
+        for item in found["bins"]:
+            yield {key: item[key] for key in ("confidence", "accuracy", "images")} | {"kind": kind}
+
+
+def _roc(record: Mapping[str, Any]) -> Iterable[dict[str, Any]]:
+    for curve in record["roc"]:
+        for false_rate, true_rate in zip(curve["false_rate"], curve["true_rate"], strict=True):
+            yield {
+                "false_positive_rate": false_rate,
+                "true_positive_rate": true_rate,
+                "class": curve["class"],
+            }
+
+
+def _per_class(record: Mapping[str, Any]) -> Iterable[dict[str, Any]]:
+    for row in record["per_class"]:
+        yield {"class": row["name"]} | {key: row[key] for key in ("images", "precision", "recall", "f1")}
+
+
+def _robustness(record: Mapping[str, Any]) -> Iterable[dict[str, Any]]:
+    robustness = record["robustness"] or {"curves": {}}
+    for name, points in robustness["curves"].items():
+        for strength, point in enumerate([robustness["clean"], *points]):
+            yield {"strength": strength, "accuracy": point["value"], "corruption": name}
+
+
+def _write(path: Path, columns: Iterable[str], rows: Iterable[Mapping[str, Any]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, list(columns), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows({key: rounded(value) for key, value in row.items()} for row in rows)
+
+
+def rounded(value: Any, digits: int = 6) -> Any:
+    """`value` with every float inside it rounded: the last bits of a sum are noise, and differences should mean something."""
+    if isinstance(value, float | np.floating):
+        return round(float(value), digits)
+    if isinstance(value, Mapping):
+        return {key: rounded(item, digits) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [rounded(item, digits) for item in value]
+    return value
+
+
+def write_json(path: Path, value: Any, indent: int | None = 2) -> None:
+    """Write `value` with rounded floats, the same bytes for the same value; NaN is refused."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(rounded(value), indent=indent, allow_nan=False) + "\n", encoding="utf-8")

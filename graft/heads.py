@@ -1,0 +1,130 @@
+"""The new classifier on frozen features: standardisation, hidden layers with dropout, logits.
+
+In: feature shards and labels. Out: `head.safetensors` (`mean`, `std`, `dense_0/kernel`, `dense_0/bias`, …, the
+last layer gives logits), `head.json` and `history.json`.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import numpy.typing as npt
+from keras import layers
+from safetensors.numpy import load_file, save_file
+
+from graft import params, training
+from graft.datasets import preparation
+from graft.shards import ShardedArray
+
+WEIGHTS = "head.safetensors"
+DESCRIPTION = "head.json"
+HISTORY = "history.json"
+
+# A feature that hardly ever moves on the training pictures must not be blown up on a new one.
+STD_FLOOR = 0.01
+
+Array = npt.NDArray[Any]
+Arrays = dict[str, Array]
+
+
+def build(features: int, classes: int, settings: params.Head, mean: Array, std: Array) -> keras.Model:
+    """A head from raw features (batch × D) to logits (batch × classes)."""
+    entry = keras.Input((features,), name="features")
+    tensor = layers.Rescaling(1 / std, offset=-mean / std, name="standardised")(entry)
+    for i, units in enumerate(settings.hidden):
+        tensor = layers.Dropout(settings.dropout, name=f"dropout_{i}")(tensor)
+        tensor = layers.Dense(units, activation="relu", name=f"dense_{i}")(tensor)
+    tensor = layers.Dropout(settings.dropout, name=f"dropout_{len(settings.hidden)}")(tensor)
+    return keras.Model(entry, layers.Dense(classes, name=f"dense_{len(settings.hidden)}")(tensor), name="head")
+
+
+def statistics(rows: ShardedArray) -> tuple[Array, Array]:
+    """Mean and deviation (D, float32) of stored features, one shard in memory at a time."""
+    total = np.zeros(rows.row_shape, np.float64)
+    squares = np.zeros(rows.row_shape, np.float64)
+    for _, block in rows.blocks():
+        # float64 sums of float32 blocks, a few hundred rows at once, keep the copy small.
+        for start in range(0, len(block), 512):
+            values = np.asarray(block[start : start + 512], np.float64)
+            total += values.sum(0)
+            squares += np.square(values).sum(0)
+    mean = total / len(rows)
+    std = np.sqrt(np.maximum(squares / len(rows) - mean**2, 0))
+    floor = STD_FLOOR * float(std.mean()) or 1.0
+    return mean.astype(np.float32), np.maximum(std, floor).astype(np.float32)
+
+
+def train(settings: params.Params, prepared: Path, features: Path, folder: Path) -> dict[str, Any]:
+    """Train the head and write it into `folder`; returns what `head.json` says."""
+    classes = preparation.describe(prepared)["classes"]
+    rows = ShardedArray(features, "train.features")
+    mean, std = statistics(rows)
+    model = build(rows.row_shape[0], len(classes), settings.head, mean, std)
+    head = settings.head
+    recipe = training.Recipe(
+        "head",
+        head.epochs,
+        head.batch_size,
+        head.learning_rate,
+        head.weight_decay,
+        head.label_smoothing,
+        head.patience,
+        settings.seed,
+    )
+    validation = _batches(prepared, rows=ShardedArray(features, "validation.features"), split="validation", size=512)
+    history = training.fit(
+        model, _batches(prepared, rows, "train", head.batch_size, settings.seed), validation, recipe
+    )
+    best = training.evaluate(model, validation)
+    description = {
+        "features": rows.row_shape[0],
+        "classes": len(classes),
+        "hidden": list(head.hidden),
+        "validation_accuracy": best["accuracy"],
+        "validation_loss": best["loss"],
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(arrays(model, mean, std), folder / WEIGHTS)
+    write_json(folder / DESCRIPTION, description)
+    write_json(folder / HISTORY, {"epochs": history})
+    return description
+
+
+def _batches(prepared: Path, rows: ShardedArray, split: str, size: int, seed: int | None = None) -> training.Batches:
+    _, labels = preparation.load_split(prepared, split)
+    return training.Batches(rows, labels.read(), size, seed)
+
+
+def arrays(model: keras.Model, mean: Array, std: Array) -> Arrays:
+    """A head's numbers under their file names."""
+    out = {"mean": mean, "std": std}
+    for layer in model.layers:
+        if isinstance(layer, layers.Dense):
+            kernel, bias = layer.get_weights()
+            out |= {f"{layer.name}/kernel": kernel, f"{layer.name}/bias": bias}
+    return out
+
+
+def restore(stored: Arrays, settings: params.Head) -> keras.Model:
+    """A head with the numbers that `arrays` gave."""
+    last = f"dense_{len(settings.hidden)}"
+    model = build(len(stored["mean"]), len(stored[f"{last}/bias"]), settings, stored["mean"], stored["std"])
+    for layer in model.layers:
+        if isinstance(layer, layers.Dense):
+            layer.set_weights([stored[f"{layer.name}/kernel"], stored[f"{layer.name}/bias"]])
+    return model
+
+
+def load(folder: Path, settings: params.Head) -> tuple[keras.Model, Arrays]:
+    """The trained head in `folder` and its numbers."""
+    stored = load_file(folder / WEIGHTS)
+    return restore(stored, settings), stored
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as readable JSON, the same bytes for the same value."""
+    path.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,0 +1,132 @@
+"""The page itself: findings and pictures through `page.html.jinja` into one file without outside references."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from graft.evaluation.album import COLUMNS
+from graft.evaluation.corruptions import STRENGTHS
+from graft.report import view
+from graft.report.changes import Changes, flatten
+from graft.report.charts import Axis, Frame, Series, line_chart, nice_axis
+
+HERE = Path(__file__).parent
+MATRIX_CLASSES = 25  # that a confusion matrix can show and still be read
+SHARES = Axis("", 0, 1, (0, 0.25, 0.5, 0.75, 1), percent=True)
+PART_NAMES = {"head": "Training the head", "finetuned": "Fine-tuning"}
+
+
+def render(record: Mapping[str, Any], sheet: bytes, changes: Changes, speed: Mapping[str, Any] | None) -> str:
+    """The page's HTML: `sheet` is the WebP album that `record["pictures"]` numbers, `speed` is this machine's."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(HERE),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "percent": view.percent,
+        "points": view.points,
+        "signed": view.signed,
+        "number": view.number,
+        "size": view.size,
+        "p_value": view.p_value,
+    }
+    return environment.get_template("page.html.jinja").render(
+        r=record,
+        view=view,
+        css=Markup((HERE / "page.css").read_text(encoding="utf-8")),
+        js=Markup((HERE / "page.js").read_text(encoding="utf-8")),
+        sheet=base64.b64encode(sheet).decode("ascii"),
+        columns=COLUMNS,
+        headline=view.headline(record),
+        shown=view.shown_classes(record, MATRIX_CLASSES),
+        charts=_charts(record),
+        changes=changes,
+        speed=speed,
+        provenance=flatten(record["model"]["provenance"]),
+    )
+
+
+def _charts(record: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "history": [_history(name, epochs) for name, epochs in record["history"].items() if epochs],
+        "calibration": _calibration(record),
+        "roc": _roc(record),
+        "robustness": _robustness(record),
+    }
+
+
+def _history(part: str, epochs: list[dict[str, Any]]) -> dict[str, Any]:
+    """Accuracy and loss of one training, each for training and validation pictures."""
+    ticks = sorted({epochs[0]["epoch"], epochs[len(epochs) // 2]["epoch"], epochs[-1]["epoch"]})
+    first, last = epochs[0]["epoch"], max(epochs[-1]["epoch"], epochs[0]["epoch"] + 1)
+    across = Axis("epoch", first, last, ticks)
+    drawn = {}
+    for name, percent in (("accuracy", True), ("loss", False)):
+        pairs = (("train", "b", name), ("validation", "a", f"val_{name}"))
+        lines = [
+            Series(
+                label, [(epoch["epoch"], epoch[key]) for epoch in epochs if epoch.get(key) is not None], kind
+            )
+            for label, kind, key in pairs
+        ]
+        values = [value for line in lines for _, value in line.points]
+        if values:
+            up = nice_axis(name, values, percent, 1.0 if percent else None)
+            drawn[name] = line_chart(f"{PART_NAMES[part]}: {name} by epoch", Frame(across, up), lines)
+    return {"name": PART_NAMES[part], "epochs": len(epochs), "charts": drawn}
+
+
+def _calibration(record: Mapping[str, Any]) -> Markup:
+    total = record["metrics"]["test_images"]
+    lines = [
+        Series(
+            kind,
+            [(item["confidence"], item["accuracy"]) for item in found["bins"]],
+            style,
+            dots=[2 + 6 * (item["images"] / total) ** 0.5 for item in found["bins"]],
+        )
+        for (kind, found), style in zip(record["calibration"].items(), ("a", "b"), strict=False)
+    ]
+    across = Axis("confidence", 0, 1, SHARES.ticks, percent=True)
+    return line_chart("Accuracy by confidence", Frame(across, SHARES), lines, diagonal=True)
+
+
+def _roc(record: Mapping[str, Any]) -> Markup | None:
+    if not record["roc"]:
+        return None
+    lines = [
+        Series(curve["class"], list(zip(curve["false_rate"], curve["true_rate"], strict=True)), "thin")
+        for curve in record["roc"]
+    ]
+    across = Axis("false positive rate", 0, 1, SHARES.ticks, percent=True)
+    return line_chart("ROC curve of each class", Frame(across, SHARES), lines, diagonal=True)
+
+
+def _robustness(record: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """One small chart a corruption, strength 0 being the clean pictures."""
+    found = []
+    robustness = record["robustness"] or {"curves": {}}
+    across = Axis("strength", 0, STRENGTHS, range(STRENGTHS + 1))
+    for name, curve in robustness["curves"].items():
+        whole = [robustness["clean"], *curve]
+        line = Series(
+            name,
+            [(strength, point["value"]) for strength, point in enumerate(whole)],
+            "a",
+            band=[(point["low"], point["high"]) for point in whole],
+            dots=[2.5] * len(whole),
+        )
+        chart = line_chart(f"Accuracy under {name} by strength", Frame(across, SHARES, 300, 200), [line])
+        found.append(
+            {"name": name, "mean": sum(point["value"] for point in curve) / len(curve), "chart": chart}
+        )
+    return found

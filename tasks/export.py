@@ -1,0 +1,13 @@
+"""Stage `export`: the trained network as ONNX files in `models/onnx`."""
+
+from pathlib import Path
+
+from graft import params, provenance, runtime
+
+if __name__ == "__main__":
+    settings = params.load()
+    runtime.start(settings)
+    from graft import export
+
+    lock = provenance.lock_hash(Path("dvc.lock"), ("prepare", "extract", "train", "finetune"))
+    export.export(settings, Path("data/prepared"), Path("models/finetuned"), Path("models/onnx"), lock)

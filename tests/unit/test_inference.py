@@ -1,0 +1,99 @@
+"""Opening an exported file: what is asked for is what runs, and a wrong file is one clear line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+from onnx_models import colour_model
+
+from graft import inference
+from graft.errors import GraftError, InputError
+from graft.inference import open_model
+
+
+@pytest.fixture
+def model_path(tmp_path: Path) -> Path:
+    return colour_model(tmp_path / "model.onnx")
+
+
+def test_a_model_says_what_it_is_and_predicts(model_path: Path) -> None:
+    model = open_model(model_path, "cpu", threads=1)
+    images = np.zeros((2, 32, 32, 3), np.uint8)
+    images[0, ..., 0] = images[1, ..., 2] = 255
+    probabilities = model.predict(images)
+    assert (model.name, model.classes, model.image_size) == ("colours", ["red", "green", "blue"], (32, 32))
+    assert model.metadata["metrics"] == {"validation_accuracy": 0.987}
+    assert probabilities.argmax(axis=1).tolist() == [0, 2]
+    assert probabilities.sum(axis=1) == pytest.approx(1)
+
+
+def test_auto_names_the_provider_in_use(model_path: Path) -> None:
+    in_use = open_model(model_path).session.get_providers()[0]
+    assert {"cuda": "CUDAExecutionProvider", "cpu": "CPUExecutionProvider"}[
+        open_model(model_path).provider
+    ] == in_use
+
+
+def test_cuda_without_a_gpu_is_an_error(model_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inference, "_driver_counts_gpus", lambda: 0)
+    with pytest.raises(GraftError, match="cuda was asked for"):
+        open_model(model_path, "cuda")
+    assert open_model(model_path, "auto").provider == "cpu"
+
+
+def test_a_session_that_fell_back_unseen_is_refused(
+    model_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if inference._driver_counts_gpus():
+        pytest.skip("CUDA would really come up here")
+    monkeypatch.setattr(inference, "_driver_counts_gpus", lambda: 1)
+    monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: None)
+    with pytest.raises(GraftError, match=r"came up with CPUExecutionProvider|no CUDA"):
+        open_model(model_path, "cuda")
+
+
+def test_an_unknown_provider_points_to_the_nearest(model_path: Path) -> None:
+    with pytest.raises(InputError, match="did you mean cuda"):
+        open_model(model_path, "cud")
+
+
+def test_wrong_files_are_one_line(tmp_path: Path, model_path: Path) -> None:
+    truncated = tmp_path / "truncated.onnx"
+    truncated.write_bytes(model_path.read_bytes()[:200])
+    text = tmp_path / "text.onnx"
+    text.write_text("no model")
+    for path, words in (
+        (tmp_path / "none.onnx", "there is no model"),
+        (truncated, "damaged"),
+        (text, "damaged"),
+    ):
+        with pytest.raises(InputError, match=words) as caught:
+            open_model(path, "cpu")
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("metadata", "words"),
+    [
+        ({"classes": None}, "lacks the metadata graft.classes"),
+        ({"format": "9"}, "graft.format 9"),
+        ({"classes": "[not json"}, "not JSON"),
+        ({"classes": ["one", "two"]}, "do not match its metadata"),
+        ({"image_size": [16, 16]}, "do not match its metadata"),
+        ({"image_size": "32"}, "graft.image_size"),
+        ({"classes": {"a": 1}}, "graft.classes"),
+    ],
+)
+def test_metadata_is_checked(tmp_path: Path, metadata: dict[str, object], words: str) -> None:
+    path = colour_model(tmp_path / "model.onnx", metadata=metadata)
+    with pytest.raises(InputError, match=words):
+        open_model(path, "cpu")
+
+
+@pytest.mark.parametrize("shape", [(1, 16, 16, 3), (32, 32, 3), (1, 32, 32, 4)])
+def test_images_of_another_shape_are_refused(model_path: Path, shape: tuple[int, ...]) -> None:
+    with pytest.raises(InputError, match="wants uint8 images of shape N×32×32×3"):
+        open_model(model_path, "cpu").predict(np.zeros(shape, np.uint8))
