@@ -1,6 +1,6 @@
 """Running a stage's command: as a function in this process, or as a process that can be killed.
 
-In: one command of dvc.yaml, its folder and environment. Out: nothing, or `StageFailedError` with one sentence.
+In: one command of dvc.yaml, its folder and environment. Out: nothing, or `StageFailedError`, one sentence.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a person sees of a run in the terminal: a line for each stage, bars on long work, metrics at the end."""
+"""What a person sees of a run in the terminal: a line for each stage, bars on long work, the metrics."""
 
 from __future__ import annotations
 
@@ -148,4 +148,3 @@ class Screen:
         """Where the things lie that a run makes for people."""
         for name, path in paths.items():
             self._console.print(f"[bold]{escape(name)}[/bold]  {escape(os.fspath(path))}")
-

@@ -28,7 +28,6 @@ from flows.faults import StageFailedError
 from flows.link import Link, Request, spawn
 from graft.errors import GraftError
 
-
 E = TypeVar("E", bound=events.Event)
 
 
@@ -160,7 +159,9 @@ def _attempted(worker: Worker, stage: str, attempt: int) -> State[Any]:
         elif isinstance(event, events.Failed):
             logger.error("%s", event.why)
             make = Cancelled if event.state == "Cancelled" else Failed
-            return make(name=event.state, message=event.why, data=StageFailedError(event.why, event.exit_code))
+            return make(
+                name=event.state, message=event.why, data=StageFailedError(event.why, event.exit_code)
+            )
     raise AssertionError("a stage's events end with its outcome")
 
 

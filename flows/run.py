@@ -12,6 +12,7 @@ import threading
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -117,24 +118,25 @@ class Run:
 
     def _orchestrated(self) -> None:
         """Do what the flow asks for until it says that every stage is settled; then report to it."""
-        if self._link is None:
-            log = state_folder(self._root) / "prefect.log"
-            with log.open("wb") as out:
-                self._link, self._observer = spawn("flows.observer", self._request, out)
-        self._link.listen(self._heard, lambda: self._engine.call_soon(self._lost))
+        link = self._link = self._link or self._observed()
+        link.listen(partial(self._heard, link), lambda: self._engine.call_soon(self._lost))
         self._head_start()
         self._engine.serve(until=lambda: self._ended)
-        self._link.send(self._report())
-        self._link.close()
-        if self._observer:
-            self._leave(OBSERVER_SECONDS)
+        link.send(self._report())
+        link.close()
+        self._leave(OBSERVER_SECONDS)
 
-    def _heard(self, event: events.Event) -> None:
+    def _observed(self) -> Link:
+        """A link to a flow started in a process beside this one."""
+        with (state_folder(self._root) / "prefect.log").open("wb") as out:
+            link, self._observer = spawn("flows.observer", self._request, out)
+        return link
+
+    def _heard(self, link: Link, event: events.Event) -> None:
         if isinstance(event, events.Joined):
-            assert self._link is not None
             with self._lock:
                 self._joined = True
-            self._link.send(events.Planned(self._mark, [_planned(stage) for stage in self._stages]))
+            link.send(events.Planned(self._mark, [_planned(stage) for stage in self._stages]))
         elif isinstance(event, events.Ask):
             self._engine.start(event.stage, event.attempt)
         elif isinstance(event, events.Ended):
@@ -207,12 +209,12 @@ class Run:
         if self._link is not None:
             self._link.send(events.Aborted(why, how))
             self._link.close()
-        if self._observer:
-            self._leave(STOP_SECONDS if self._joined else 0.0)
+        self._leave(STOP_SECONDS if self._joined else 0.0)
 
     def _leave(self, seconds: float) -> None:
         """Give the flow's process some time to end, then end it and its server."""
-        assert self._observer is not None
+        if self._observer is None:
+            return
         try:
             self._observer.wait(seconds)
         except subprocess.TimeoutExpired:
