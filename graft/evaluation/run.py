@@ -43,10 +43,16 @@ def run(settings: Params, root: Path) -> None:
     findings = evaluate(study, predict, settings)
     findings.record["model"] = _describe(models)
     _write(study, findings)
-    pictures = study.images("test").take(np.arange(min(speed.BATCH, len(study.images("test")))))
-    figures = speed.measure(predict, pictures)
-    speed.save(root / SPEED, findings.record["model"]["files"], models[MAIN].provider, figures)
+    measure_speed(study, models, findings.record["model"]["files"])
     report.write(root)
+
+
+def measure_speed(study: Study, models: Mapping[str, Model], sums: Mapping[str, str]) -> None:
+    """Time the opened files on this machine and keep the figures for the page; `sums` says which files they were."""
+    images = study.images("test")
+    pictures = images.take(np.arange(min(speed.BATCH, len(images))))
+    figures = speed.measure({name: model.predict for name, model in models.items()}, pictures)
+    speed.save(study.root / SPEED, sums, models[MAIN].provider, figures)
 
 
 def files(study: Study) -> dict[str, Path]:
@@ -102,3 +108,4 @@ def _write(study: Study, findings: Findings) -> None:
     splits = {split: study.images(split) for split in ("train", "validation", "test")}
     sheet = findings.album.sheet(splits, record["pictures"]["tile"])
     (folder / "pictures.webp").write_bytes(encode(sheet))
+    (folder / "summary.md").write_text(report.markdown(record), encoding="utf-8")
