@@ -50,6 +50,42 @@ def find_project(start: Path | None = None) -> Path:
     raise InputError(f"no dvc.yaml in {folder} or above it; change into a Graft project first")
 
 
+@app.command()
+def run(
+    targets: Annotated[list[str] | None, typer.Argument(help="Stages to run, with what they need; none is all.")] = None,
+    assignments: Annotated[
+        list[str] | None, typer.Option("-S", "--set", metavar="KEY=VALUE", help="Change params.yaml first; repeatable.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Run stages even where nothing changed.")] = False,
+    isolate: Annotated[bool, typer.Option("--isolate", help="Give each stage a process of its own.")] = False,
+    no_wait: Annotated[bool, typer.Option("--no-wait", help="Fail where another run holds the repository.")] = False,
+) -> None:
+    """Bring the project up to date: run what changed, as a Prefect flow."""
+    from flows.link import Request
+    from flows.run import Run
+
+    request = Request(str(find_project()), tuple(targets or ()), force=force, isolate=isolate, wait=not no_wait)
+    raise typer.Exit(Run(request, prepare=lambda root: _set_params(root, assignments or [])).work())
+
+
+def _set_params(root: Path, assignments: list[str]) -> None:
+    if assignments:
+        from graft import params
+
+        file = root / params.FILE
+        params.write(file, params.override(file.read_text(encoding="utf-8"), assignments))
+
+
+@app.command()
+def status(
+    targets: Annotated[list[str] | None, typer.Argument(help="Stages to look at, with what they need.")] = None,
+) -> None:
+    """Say which stages would run, and why."""
+    from flows.run import show_status
+
+    show_status(find_project(), tuple(targets or ()))
+
+
 def main() -> None:
     """Run a command; errors a person can mend are one line on stderr."""
     try:

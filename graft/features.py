@@ -51,6 +51,8 @@ def load_trunk(settings: params.Params) -> Trunk:
         InputError: a layer that does not exist, lies behind the cut, or inside a branch.
     """
     backbone = settings.backbone
+    # Random initial weights (`backbone.weights: none`) must be the same in every stage that builds the trunk.
+    keras.utils.set_random_seed(settings.seed)
     whole = backbones.build(backbone, settings.data.image_size)
     cut = backbones.cut(whole, backbone.layer, "backbone.layer")
     model = keras.Model(whole.input, cut, name="trunk")

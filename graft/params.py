@@ -168,6 +168,13 @@ def override(text: str, assignments: Iterable[str]) -> str:
     return out.getvalue()
 
 
+def write(path: Path, text: str) -> None:
+    """Replace the file at once: a reader sees the old text or the new, never half of it."""
+    temporary = path.with_name(f".{path.name}.new")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
+
+
 def keys(model: type[BaseModel] = Params, prefix: str = "") -> list[str]:
     """All dotted names a parameter can have."""
     names: list[str] = []

@@ -1,0 +1,154 @@
+"""The working process's engine: runs the stages it is asked for, and tells events.
+
+In: a `Project` and requests "run this stage now". Out: events. Who asks, and when, is Prefect's affair.
+DVC's bookkeeping and the stages' own processes live in threads; `python -m` stages run as functions in
+the main thread, one at a time, where signals reach them and libraries expect to be.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from flows.commands import as_module, environment_of_stages, run_process
+from flows.events import Advanced, Event, Failed, Finished, Line, Started
+from flows.faults import GraftError, StageTimedOut, Stopped, sentence
+from flows.inprocess import run_module
+from flows.project import Project, Stage
+
+
+class Engine:
+    """Runs stages side by side as far as the machine has room: a core each."""
+
+    def __init__(
+        self, project: Project, stages: list[Stage], tell: Callable[[Event], None], *, mark: str, force: bool, isolate: bool
+    ) -> None:
+        self._project = project
+        self._stages = {stage.name: stage for stage in stages}
+        self._tell = tell
+        self._mark = mark
+        self._force = force
+        self._isolate = isolate
+        self._room = threading.Semaphore(os.cpu_count() or 1)
+        self._turn = threading.Lock()  # of the main thread: one stage in process at a time
+        self._main: queue.Queue[Callable[[], None]] = queue.Queue()
+        self._stop = threading.Event()
+        self._attempts: dict[str, int] = {}
+        self._running: set[threading.Thread] = set()
+
+    def start(self, name: str, attempt: int = 1) -> None:
+        """Begin an attempt at a stage whose needs are settled. Asked twice for the same attempt, it runs once."""
+        if self._attempts.get(name, 0) >= attempt:
+            return
+        self._attempts[name] = attempt
+        thread = threading.Thread(target=self._work, args=(name, attempt), name=name, daemon=True)
+        self._running.add(thread)
+        thread.start()
+
+    def call_soon(self, job: Callable[[], None]) -> None:
+        """Have the main thread run `job`."""
+        self._main.put(job)
+
+    def serve(self, until: Callable[[], bool]) -> None:
+        """Be the main thread: run what needs it until `until` holds. Call it in the main thread."""
+        while not until():
+            self._main.get()()
+
+    def stop(self, seconds: float) -> None:
+        """End what is running and wait up to `seconds` for it. Nothing starts any more."""
+        self._stop.set()
+        end = time.monotonic() + seconds
+        for thread in list(self._running):
+            thread.join(timeout=max(0.0, end - time.monotonic()))
+
+    def _work(self, name: str, attempt: int) -> None:
+        with self._room:
+            begin = time.monotonic()
+            try:
+                outcome = self._project.reproduce(
+                    name, force=self._force, began=lambda why: self._tell(Started(name, attempt, why))
+                )
+                event: Event = Finished(name, attempt, outcome.state, outcome.why, time.monotonic() - begin)
+            except Stopped as stopped:
+                event = Failed(name, attempt, "Cancelled", str(stopped), time.monotonic() - begin, stopped.exit_code)
+            except Exception as error:
+                event = self._failed(name, attempt, error, time.monotonic() - begin)
+        self._running.discard(threading.current_thread())
+        self._tell(event)
+
+    def _failed(self, name: str, attempt: int, error: Exception, seconds: float) -> Failed:
+        fault = error if isinstance(error, GraftError) else sentence(error)
+        state = "TimedOut" if isinstance(fault, StageTimedOut) else "Failed"
+        return Failed(name, attempt, state, str(fault), seconds, fault.exit_code)
+
+    def run_commands(self, stage: Any, commands: list[str], folder: str, environment: dict[str, str]) -> None:
+        """Run the commands of a `dvc.stage.Stage`; this is what DVC calls in place of its own."""
+        name = stage.addressing
+        timeout = self._stages[name].policy.timeout
+        deadline = None if timeout is None else time.monotonic() + timeout
+        environment = {**environment, **environment_of_stages(self._mark)}
+        for command in commands:
+            if self._stop.is_set():
+                raise Stopped("stopped")
+            module = as_module(command, folder)
+            # Only a process of its own can be killed in time, and only the root is everybody's current folder.
+            if module and not self._isolate and timeout is None and os.path.samefile(folder, self._project.root):
+                self._in_main(
+                    lambda module=module: run_module(  # type: ignore[misc]
+                        module,
+                        folder,
+                        self._project.root,
+                        environment,
+                        on_line=lambda text: self._tell(Line(name, text)),
+                        on_progress=lambda state: self._tell(_advanced(name, state)),
+                    )
+                )
+            else:
+                run_process(
+                    command,
+                    folder,
+                    environment,
+                    on_line=lambda text: self._tell(Line(name, text)),
+                    deadline=deadline,
+                    stop=self._stop,
+                )
+
+    def _in_main(self, job: Callable[[], None]) -> None:
+        """Run `job` in the main thread and wait for it; what it raises is raised here."""
+        done = threading.Event()
+        raised: list[BaseException] = []
+
+        def call() -> None:
+            try:
+                job()
+            except BaseException as error:
+                raised.append(error)
+                if not isinstance(error, Exception):
+                    raise  # Ctrl-C and SIGTERM are the main thread's to handle
+            finally:
+                done.set()
+
+        with self._turn:
+            self.call_soon(call)
+            done.wait()
+        if raised:
+            error = raised[0]
+            raise error if isinstance(error, Exception) else Stopped("stopped")
+
+
+def _advanced(name: str, state: Any) -> Advanced:
+    left = float(getattr(state, "seconds_left", float("inf")))
+    return Advanced(
+        stage=name,
+        description=str(state.description),
+        done=int(state.done),
+        total=int(state.total),
+        unit=str(getattr(state, "unit", "")),
+        rate=float(getattr(state, "rate", 0.0)),
+        seconds_left=None if left == float("inf") else left,
+        note=str(getattr(state, "note", "")),
+    )

@@ -1,0 +1,108 @@
+"""Prefect as a process of its own beside `graft run`, so that its start costs the stages nothing.
+
+The parent process runs the stages and holds TensorFlow; this one holds Prefect, runs the flow and, where
+no server is configured, starts a temporary one. The stages' work begins before either is up.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+
+from flows.link import spawned
+
+def main(arguments: list[str]) -> int:
+    """Run the flow for the worker at the other end of the link."""
+    link, request = spawned(arguments)
+    with _server():
+        from flows.pipeline import adopt, pipeline
+
+        adopt(link)
+        try:
+            pipeline(**asdict(request))
+        except Exception as error:
+            print(error, file=sys.stderr)  # noqa: T201 - into the log file
+            return 1
+    return 0
+
+
+@contextmanager
+def _server() -> Iterator[None]:
+    """A temporary server for this run where none is configured, started while Prefect is imported."""
+    if os.environ.get("PREFECT_API_URL") or _configured():
+        yield
+        return
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    process = subprocess.Popen(
+        [
+            *(sys.executable, "-m", "uvicorn", "--factory", "prefect.server.api.server:create_app"),
+            *("--host", "127.0.0.1", "--port", str(port), "--log-level", "error", "--lifespan", "on"),
+        ],
+        stdin=subprocess.DEVNULL,
+        env={
+            **os.environ,
+            "PREFECT_UI_ENABLED": "0",
+            "PREFECT__SERVER_EPHEMERAL": "1",
+            "PREFECT__SERVER_FINAL": "1",
+        },
+    )
+    url = f"http://127.0.0.1:{port}/api"
+    os.environ["PREFECT_API_URL"] = url
+    try:
+        threading.Thread(target=_import_prefect, daemon=True).start()
+        _await(url, process)
+        yield
+    finally:
+        process.terminate()
+        try:
+            process.wait(5)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _import_prefect() -> None:
+    with contextlib.suppress(ImportError):  # the flow's own import says what is wrong
+        import flows.pipeline  # noqa: F401
+
+
+def _configured() -> bool:
+    """Whether the user's active Prefect profile names a server; read without importing Prefect."""
+    import tomllib
+
+    home = Path(os.environ.get("PREFECT_HOME", "~/.prefect")).expanduser()
+    profiles = Path(os.environ.get("PREFECT_PROFILES_PATH", home / "profiles.toml"))
+    with contextlib.suppress(OSError, tomllib.TOMLDecodeError):
+        content = tomllib.loads(profiles.read_text(encoding="utf-8"))
+        name = os.environ.get("PREFECT_PROFILE", content.get("active", ""))
+        return bool(content.get("profiles", {}).get(name, {}).get("PREFECT_API_URL"))
+    return False
+
+
+def _await(url: str, server: subprocess.Popen[bytes]) -> None:
+    """Wait until the server answers, it ends, or its time is up."""
+    end = time.monotonic() + float(os.environ["PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS"])
+    while time.monotonic() < end and server.poll() is None:
+        with contextlib.suppress(OSError, urllib.error.URLError):
+            with urllib.request.urlopen(f"{url}/health", timeout=5) as reply:  # noqa: S310 - loopback
+                if reply.status == 200:
+                    return
+        time.sleep(0.05)
+    raise RuntimeError("the temporary Prefect server did not start; set PREFECT_API_URL to a running one")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
