@@ -43,16 +43,26 @@ def run(settings: Params, root: Path) -> None:
     findings = evaluate(study, predict, settings)
     findings.record["model"] = _describe(models)
     _write(study, findings)
-    measure_speed(study, models, findings.record["model"]["files"])
+    _measure_speed(study, models)
     report.write(root)
 
 
-def measure_speed(study: Study, models: Mapping[str, Model], sums: Mapping[str, str]) -> None:
-    """Time the opened files on this machine and keep the figures for the page; `sums` says which files they were."""
+def measure_again(settings: Params, root: Path) -> None:
+    """Measure the speed of the evaluated files again, on a machine that got them from elsewhere for instance.
+
+    Raises:
+        InputError: nothing was evaluated yet, or the files are not here.
+    """
+    study = Study(root)
+    _measure_speed(study, open_models(study, settings))
+
+
+def _measure_speed(study: Study, models: Mapping[str, Model]) -> None:
+    """Time the opened files on this machine; the figures and the files' sums are kept for the page."""
     images = study.images("test")
     pictures = images.take(np.arange(min(speed.BATCH, len(images))))
     figures = speed.measure({name: model.predict for name, model in models.items()}, pictures)
-    speed.save(study.root / SPEED, sums, models[MAIN].provider, figures)
+    speed.save(study.root / SPEED, _sums(models), models[MAIN].provider, figures)
 
 
 def files(study: Study) -> dict[str, Path]:
@@ -92,10 +102,12 @@ def _describe(models: Mapping[str, Model]) -> dict[str, object]:
         "name": main.name,
         "image_size": list(main.image_size),
         "provenance": main.metadata["provenance"],
-        "files": {
-            name: hashlib.sha256(model.path.read_bytes()).hexdigest() for name, model in models.items()
-        },
+        "files": _sums(models),
     }
+
+
+def _sums(models: Mapping[str, Model]) -> dict[str, str]:
+    return {name: hashlib.sha256(model.path.read_bytes()).hexdigest() for name, model in models.items()}
 
 
 def _write(study: Study, findings: Findings) -> None:
