@@ -8,14 +8,18 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 import graft
 from graft.errors import GraftError, InputError
 
+if TYPE_CHECKING:
+    from graft.comparison import Comparison
+
 MODEL = Path("models/onnx/model.fp32.onnx")
+LISTED = 10  # pictures that changed sides, in the terminal
 
 app = typer.Typer(
     help="Graft a pretrained network onto your own pictures.",
@@ -206,6 +210,74 @@ def serve(
             monitoring=settings.Monitoring(folder=traffic, sample_folder=sample, sample_share=sample_share),
         ),
     )
+
+
+@app.command()
+def report(
+    show: Annotated[bool, typer.Option("--open", help="Open the page in the browser.")] = False,
+    speed: Annotated[bool, typer.Option("--speed", help="Measure the files' speed on this machine first.")] = False,
+) -> None:
+    """Make the page of the last evaluation, report/index.html."""
+    from graft import report as pages
+
+    root = find_project()
+    if speed:
+        from graft import params
+        from graft.evaluation import run as evaluation
+
+        evaluation.measure_again(params.load(root / params.FILE), root)
+    page = pages.write(root)
+    typer.echo(page)
+    if show:
+        typer.launch(page.resolve().as_uri())
+
+
+@app.command()
+def compare(
+    before: Annotated[str, typer.Argument(metavar="REV1", help="A commit, branch or tag.")],
+    after: Annotated[str, typer.Argument(metavar="REV2", help="Another; the folder as it is by default.")] = "workspace",
+) -> None:
+    """Compare two versions of the model on today's test pictures, in the terminal and as a page."""
+    import tempfile
+
+    from flows.revisions import fetch
+    from graft import comparison, params
+    from graft.evaluation.run import MAIN
+    from graft.evaluation.study import Study
+    from graft.inference import open_model
+
+    root = find_project()
+    settings = params.load(root / params.FILE)
+    study = Study(root)
+    file = study.model_file(MAIN).relative_to(root).as_posix()
+    models = []
+    for revision in (before, after):
+        with tempfile.TemporaryDirectory(prefix="graft-compare-") as folder:
+            path = fetch(root, file, revision, Path(folder))
+            models.append(open_model(path, provider="auto", threads=settings.runtime.threads))
+    found = comparison.compare(study, (models[0], models[1]), (before, after), settings.evaluate.batch_size)
+    _show_comparison(found, comparison.write(study, found))
+
+
+def _show_comparison(found: Comparison, page: Path) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from graft.report.view import percent
+
+    table = Table("Model", "Accuracy", "95 % interval", "Log loss", box=None, pad_edge=False)
+    for name, accuracy, loss in zip(found.names, found.accuracy, found.log_loss, strict=True):
+        table.add_row(name, percent(accuracy.value), f"{percent(accuracy.low)} – {percent(accuracy.high)}", f"{loss:.4f}")
+    console = Console(highlight=False)
+    console.print(table)
+    console.print(f"\n{found.verdict}", markup=False)
+    for title, moved in ((f"Right only with {found.names[1]}", found.won), (f"Right only with {found.names[0]}", found.lost)):
+        console.print(f"\n{title}: {len(moved)}", style="bold", markup=False)
+        for picture in moved[:LISTED]:
+            console.print(f"  {picture.file}  {picture.label}: {picture.before} → {picture.after}", markup=False)
+        if len(moved) > LISTED:
+            console.print(f"  … and {len(moved) - LISTED} more", markup=False)
+    console.print(f"\nWith pictures: {page}", markup=False)
 
 
 def main() -> None:
