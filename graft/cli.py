@@ -103,6 +103,32 @@ def status(
 
 
 @app.command()
+def init(
+    folder: Annotated[Path, typer.Argument(help="A folder, zip or tar with a folder of pictures for each class.")],
+) -> None:
+    """Point params.yaml at your own pictures."""
+    from graft.commands import project
+
+    project.init(find_project(), folder)
+
+
+@app.command()
+def pretrain(
+    assignments: Annotated[
+        list[str] | None,
+        typer.Option("-S", "--set", metavar="KEY=VALUE", help="Where CIFAR-10 is, such as data.path; repeatable."),
+    ] = None,
+    epochs: Annotated[int, typer.Option(min=1, help="About a minute each on two cores.")] = 24,
+    output: Annotated[Path | None, typer.Option(help="Folder for weights and card. [default: the package's]")] = None,
+) -> None:
+    """Make the bundled weights again: a quarter-width VGG16 trained on CIFAR-10."""
+    from graft.commands import project
+
+    command = " ".join(["graft pretrain", *(f"-S {assignment}" for assignment in assignments or []), f"--epochs {epochs}"])
+    project.pretrain(find_project(), assignments or [], epochs, output, command)
+
+
+@app.command()
 def predict(
     files: Annotated[list[Path], typer.Argument(help="Pictures: JPEG, PNG, WebP, GIF, BMP, TIFF, PPM.")],
     model: Annotated[
