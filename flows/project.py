@@ -123,6 +123,11 @@ class Project:
             is_data=stage.is_data_source,
         )
 
+    def reason(self, name: str) -> str | None:
+        """Why DVC would run the stage now; None where nothing changed."""
+        with translated(), self._locked():
+            return reasons.reason(self._stages[name], self._producers)
+
     def reproduce(self, name: str, *, force: bool, began: Callable[[str], None]) -> Outcome:
         """Bring one stage up to date as `dvc repro --single-item` does.
 
@@ -146,8 +151,15 @@ class Project:
         if stage.is_data_source and not stage.is_import and in_cache and not force and _missing(stage):
             stage.checkout()
             return Outcome("Restored", f"{why}; from the cache")
+        journal.unlink(missing_ok=True)
         remote = self._repo.config["core"].get("remote")
-        done = stage.reproduce(force=force, pull=bool(remote), upstream=self._upstream[stage.addressing])
+        try:
+            done = stage.reproduce(force=force, pull=bool(remote), upstream=self._upstream[stage.addressing])
+        except Exception:
+            if not remote or journal.exists():
+                raise
+            why += f"; remote {remote} cannot be reached"
+            done = stage.reproduce(force=force, upstream=self._upstream[stage.addressing])
         if done:
             stage.dump(update_pipeline=False)
         ran = journal.exists()

@@ -11,13 +11,13 @@ import subprocess
 import threading
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from flows import events, orphans
+from flows import events, orphans, seam
 from flows.console import Screen
 from flows.engine import Engine
 from flows.faults import Stopped
@@ -96,6 +96,9 @@ class Run:
             self._screen.unchanged([stage.name for stage in self._stages])
             self._show_results()
             return 0
+        misfit = seam.misfit()
+        if misfit:
+            self._screen.say(f"{misfit}; running every stage isolated, by DVC's own command", "yellow")
         self._engine = Engine(
             self._project,
             self._stages,
@@ -103,9 +106,10 @@ class Run:
             mark=self._mark,
             force=self._request.force,
             isolate=self._request.isolate,
+            native=bool(misfit),
         )
         self._screen.begin([stage.name for stage in self._stages])
-        with self._project.running(self._engine.run_commands):
+        with nullcontext() if misfit else self._project.running(self._engine.run_commands):
             try:
                 self._orchestrated()
             except BaseException:
