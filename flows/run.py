@@ -23,7 +23,7 @@ from flows.engine import Engine
 from flows.faults import Stopped
 from flows.link import Link, Request, spawn
 from flows.locking import run_lock
-from flows.project import Project, Stage, find_root, mend, state_folder
+from flows.project import Project, Stage, find_root, in_git, mend, state_folder
 from graft.errors import GraftError
 
 # What keeps Prefect and DVC quiet and offline, unless the user said otherwise.
@@ -96,6 +96,8 @@ class Run:
             self._screen.unchanged([stage.name for stage in self._stages])
             self._show_results()
             return 0
+        if not in_git(self._root):
+            self._screen.say("There is no git here: the run works, but compares nothing with a last commit.")
         misfit = seam.misfit()
         if misfit:
             self._screen.say(f"{misfit}; running every stage isolated, by DVC's own command", "yellow")

@@ -82,7 +82,11 @@ class Repository:
     def states(self, out: str) -> dict[str, str]:
         """Stage and state of each line that tells an outcome."""
         outcomes = ("Ran", "Restored", "Unchanged", "Failed", "TimedOut", "Cancelled")
-        return {line.split()[1]: line.split()[0] for line in out.splitlines() if line.split()[:1] and line.split()[0] in outcomes}
+        return {
+            line.split()[1]: line.split()[0]
+            for line in out.splitlines()
+            if line.split()[:1] and line.split()[0] in outcomes
+        }
 
 
 @pytest.fixture(scope="session")
@@ -172,9 +176,7 @@ def api(server: str) -> Api:
 
 
 @pytest.fixture
-def repository(
-    tmp_path: Path, environment: dict[str, str], server: str
-) -> Callable[..., Repository]:
+def repository(tmp_path: Path, environment: dict[str, str], server: str) -> Callable[..., Repository]:
     """Copies a repository of tests/repositories, under git and DVC, with a run's flows on the real server."""
 
     def make(name: str, copy: str = "", git: bool = True) -> Repository:
