@@ -22,12 +22,10 @@ def test_a_long_lived_process_never_runs_code_older_than_the_files(repository, m
     """Two stages share a module that the first one rewrites: the second must see what is written."""
     made = repository("chain")
     made.write("work/constant.py", "VALUE = 1\n")
+    rewrite = 'Path("work/constant.py").write_text("VALUE = 22\\n")'
     made.edit(
-        "work/prepare.py",
-        'print("prepared',
-        'from work import constant; assert constant.VALUE == 1; Path("work/constant.py").write_text("VALUE = 22\\n")\n    print("prepared',
+        "work/prepare.py", 'burn.ran("end', f'from work import constant\n    {rewrite}\n    burn.ran("end'
     )
-    made.edit(
-        "work/extract.py", 'burn.ran("end extract")', "from work import constant; assert constant.VALUE == 22"
-    )
+    check = "from work import constant\n    assert constant.VALUE == 22"
+    made.edit("work/extract.py", 'burn.ran("end extract")', check)
     made.graft("run")
