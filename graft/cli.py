@@ -178,6 +178,9 @@ def serve(
     max_queue_delay: Annotated[float, typer.Option(min=0, help="Seconds to wait for a fuller batch.")] = 0,
     max_queue_size: Annotated[int, typer.Option(min=1, help="Pictures that may wait.")] = 512,
     max_body: Annotated[int, typer.Option(min=1, help="Largest request in MiB.")] = 32,
+    patience: Annotated[
+        float, typer.Option(min=0.1, help="Seconds a client may take to send a request.")
+    ] = 30,
     api_keys: Annotated[
         Path | None, typer.Option(help="File of keys, one a line; without it everybody may ask.")
     ] = None,
@@ -225,7 +228,7 @@ def serve(
             batching=settings.Batching(
                 max_batch_size=max_batch_size, max_queue_delay=max_queue_delay, max_queue_size=max_queue_size
             ),
-            limits=settings.Limits(max_body_bytes=max_body * settings.MIB),
+            limits=settings.Limits(max_body_bytes=max_body * settings.MIB, patience=patience),
             security=settings.Security(
                 api_keys=read_keys(api_keys),
                 cors_origins=tuple(cors_origin or ()),
