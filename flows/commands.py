@@ -1,6 +1,6 @@
 """Running a stage's command: as a function in this process, or as a process that can be killed.
 
-In: one command of dvc.yaml, its folder and environment. Out: nothing, or `StageFailed` with one sentence.
+In: one command of dvc.yaml, its folder and environment. Out: nothing, or `StageFailedError`, one sentence.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flows import orphans, seam
-from flows.faults import StageFailed, StageTimedOut, Stopped
+from flows.faults import StageFailedError, StageTimedOutError, Stopped
 
 # Seconds a process has to end by itself before it is killed.
 GRACE_SECONDS = 3.0
@@ -75,8 +75,8 @@ def run_process(
         stop: when set, the group is ended too.
 
     Raises:
-        StageFailed: it ended with a code other than 0.
-        StageTimedOut: the deadline passed.
+        StageFailedError: it ended with a code other than 0.
+        StageTimedOutError: the deadline passed.
         Stopped: `stop` was set.
     """
     process = subprocess.Popen(
@@ -97,8 +97,9 @@ def run_process(
     finally:
         _end_group(process)
         reader.join(timeout=GRACE_SECONDS)
-    if process.returncode != 0:
-        raise StageFailed(_why(command, process.returncode, lines.last), _exit_code(command, folder, process.returncode))
+    code = process.returncode
+    if code != 0:
+        raise StageFailedError(_why(command, code, lines.last), _exit_code(command, folder, code))
 
 
 class _Lines:
@@ -121,13 +122,11 @@ def shown(raw: bytes) -> str:
 
 
 def _wait(process: subprocess.Popen[bytes], deadline: float | None, stop: threading.Event) -> None:
-    ended = threading.Event()
-    threading.Thread(target=lambda: (process.wait(), ended.set()), daemon=True).start()
-    while not ended.wait(0.05):
+    while process.poll() is None:
         if stop.is_set():
             raise Stopped("stopped")
         if deadline is not None and time.monotonic() > deadline:
-            raise StageTimedOut("it took longer than its timeout and was stopped")
+            raise StageTimedOutError("it took longer than its timeout and was stopped")
 
 
 def _end_group(process: subprocess.Popen[bytes]) -> None:

@@ -1,4 +1,4 @@
-"""What a person sees of a run in the terminal: one line a stage, bars on long work, the metrics at the end."""
+"""What a person sees of a run in the terminal: a line for each stage, bars on long work, the metrics."""
 
 from __future__ import annotations
 
@@ -28,10 +28,12 @@ LINE_SECONDS = 10.0
 
 
 class Screen:
-    """Prints events as they come. Made before stages run: it keeps the real stdout, whatever they redirect."""
+    """Prints events as they come. Made before stages run, it keeps the real stdout whatever they redirect."""
 
     def __init__(self) -> None:
-        self._console = Console(file=os.fdopen(os.dup(1), "w", encoding="utf-8"), highlight=False, soft_wrap=True)
+        self._console = Console(
+            file=os.fdopen(os.dup(1), "w", encoding="utf-8"), highlight=False, soft_wrap=True
+        )
         self._live = Progress(
             SpinnerColumn(),
             TextColumn("{task.description}"),
@@ -64,11 +66,16 @@ class Screen:
         if isinstance(event, events.Started):
             self._started(event)
         elif isinstance(event, events.Line):
-            self._console.print(f"[dim]{escape(event.stage):>{self._width + 10}} │[/dim] {escape(event.text)}")
+            self._console.print(
+                f"[dim]{escape(event.stage):>{self._width + 10}} │[/dim] {escape(event.text)}"
+            )
         elif isinstance(event, events.Advanced):
             self._advanced(event)
         elif isinstance(event, events.Finished | events.Failed):
             self._settled(event)
+
+    def _line(self, stage: str, text: str) -> None:
+        self._console.print(f"[dim]{escape(stage):>{self._width + 10}} │[/dim] {escape(text)}")
 
     def _started(self, event: events.Started) -> None:
         if self._console.is_terminal:
@@ -77,16 +84,12 @@ class Screen:
             self._bars[event.stage] = self._live.add_task(description, total=None, state=escape(event.why))
 
     def _advanced(self, event: events.Advanced) -> None:
-        text = f"{event.description} {event.done}/{event.total} {event.unit}, {event.rate:.0f} {event.unit}/s"
-        if event.seconds_left:
-            text += f", {_duration(event.seconds_left)} left"
-        if event.note:
-            text += f", {event.note}"
+        text = event.text()
         if event.stage in self._bars:
             bar = self._bars[event.stage]
             self._live.update(bar, completed=event.done, total=event.total, state=escape(text))
         elif not self._console.is_terminal and self._due(event):
-            self.show(events.Line(event.stage, text))
+            self._line(event.stage, text)
 
     def _due(self, event: events.Advanced) -> bool:
         now = time.monotonic()
@@ -134,7 +137,9 @@ class Screen:
         table = Table(box=None, pad_edge=False, show_header=False)
         for file, values in files.items():
             for name, value in values.items():
-                table.add_row(escape(name), f"{value:.4f}" if isinstance(value, float) else str(value), f"[dim]{file}")
+                table.add_row(
+                    escape(name), f"{value:.4f}" if isinstance(value, float) else str(value), f"[dim]{file}"
+                )
         if table.row_count:
             self._console.print()
             self._console.print(table)
@@ -143,8 +148,3 @@ class Screen:
         """Where the things lie that a run makes for people."""
         for name, path in paths.items():
             self._console.print(f"[bold]{escape(name)}[/bold]  {escape(os.fspath(path))}")
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest} s" if minutes else f"{rest} s"

@@ -12,20 +12,30 @@ import queue
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 from typing import Any
 
-from flows.commands import as_module, environment_of_stages, run_process
+from flows.commands import Module, as_module, environment_of_stages, run_process
 from flows.events import Advanced, Event, Failed, Finished, Line, Started
-from flows.faults import GraftError, StageTimedOut, Stopped, sentence
+from flows.faults import StageTimedOutError, Stopped, sentence
 from flows.inprocess import run_module
 from flows.project import Project, Stage
+from graft.errors import GraftError
 
 
 class Engine:
     """Runs stages side by side as far as the machine has room: a core each."""
 
     def __init__(
-        self, project: Project, stages: list[Stage], tell: Callable[[Event], None], *, mark: str, force: bool, isolate: bool
+        self,
+        project: Project,
+        stages: list[Stage],
+        tell: Callable[[Event], None],
+        *,
+        mark: str,
+        force: bool,
+        isolate: bool,
     ) -> None:
         self._project = project
         self._stages = {stage.name: stage for stage in stages}
@@ -41,7 +51,7 @@ class Engine:
         self._running: set[threading.Thread] = set()
 
     def start(self, name: str, attempt: int = 1) -> None:
-        """Begin an attempt at a stage whose needs are settled. Asked twice for the same attempt, it runs once."""
+        """Begin an attempt at a stage whose needs are settled; asked twice for it, it runs once."""
         if self._attempts.get(name, 0) >= attempt:
             return
         self._attempts[name] = attempt
@@ -74,7 +84,9 @@ class Engine:
                 )
                 event: Event = Finished(name, attempt, outcome.state, outcome.why, time.monotonic() - begin)
             except Stopped as stopped:
-                event = Failed(name, attempt, "Cancelled", str(stopped), time.monotonic() - begin, stopped.exit_code)
+                event = Failed(
+                    name, attempt, "Cancelled", str(stopped), time.monotonic() - begin, stopped.exit_code
+                )
             except Exception as error:
                 event = self._failed(name, attempt, error, time.monotonic() - begin)
         self._running.discard(threading.current_thread())
@@ -82,7 +94,7 @@ class Engine:
 
     def _failed(self, name: str, attempt: int, error: Exception, seconds: float) -> Failed:
         fault = error if isinstance(error, GraftError) else sentence(error)
-        state = "TimedOut" if isinstance(fault, StageTimedOut) else "Failed"
+        state = "TimedOut" if isinstance(fault, StageTimedOutError) else "Failed"
         return Failed(name, attempt, state, str(fault), seconds, fault.exit_code)
 
     def run_commands(self, stage: Any, commands: list[str], folder: str, environment: dict[str, str]) -> None:
@@ -95,18 +107,8 @@ class Engine:
             if self._stop.is_set():
                 raise Stopped("stopped")
             module = as_module(command, folder)
-            # Only a process of its own can be killed in time, and only the root is everybody's current folder.
-            if module and not self._isolate and timeout is None and os.path.samefile(folder, self._project.root):
-                self._in_main(
-                    lambda module=module: run_module(  # type: ignore[misc]
-                        module,
-                        folder,
-                        self._project.root,
-                        environment,
-                        on_line=lambda text: self._tell(Line(name, text)),
-                        on_progress=lambda state: self._tell(_advanced(name, state)),
-                    )
-                )
+            if module and timeout is None and self._in_process(folder):
+                self._in_main(partial(self._run_module, name, module, folder, environment))
             else:
                 run_process(
                     command,
@@ -116,6 +118,20 @@ class Engine:
                     deadline=deadline,
                     stop=self._stop,
                 )
+
+    def _in_process(self, folder: str) -> bool:
+        """Whether a module may run here: only the root can be everybody's current folder."""
+        return not self._isolate and Path(folder).samefile(self._project.root)
+
+    def _run_module(self, stage: str, module: Module, folder: str, environment: dict[str, str]) -> None:
+        run_module(
+            module,
+            folder,
+            self._project.root,
+            environment,
+            on_line=lambda text: self._tell(Line(stage, text)),
+            on_progress=lambda state: self._tell(_advanced(stage, state)),
+        )
 
     def _in_main(self, job: Callable[[], None]) -> None:
         """Run `job` in the main thread and wait for it; what it raises is raised here."""

@@ -11,7 +11,7 @@ from pathlib import Path
 from graft.errors import GraftError, InputError
 
 
-class StageFailed(GraftError):
+class StageFailedError(GraftError):
     """A stage's own command failed."""
 
     def __init__(self, sentence: str, exit_code: int = 1) -> None:
@@ -19,7 +19,7 @@ class StageFailed(GraftError):
         self.exit_code = exit_code
 
 
-class StageTimedOut(GraftError):
+class StageTimedOutError(GraftError):
     """A stage was stopped because it took longer than its `meta:` allows."""
 
 
@@ -68,17 +68,32 @@ def sentence(error: Exception) -> GraftError:
 _SYSTEM = {
     errno.ENOSPC: "no space is left on the device{where}; free some and run again: finished stages are kept",
     errno.EDQUOT: "the disk quota is used up{where}; free some and run again: finished stages are kept",
-    errno.EROFS: "the file system is read-only{where}; make it writable, or move the cache with `dvc cache dir`",
+    errno.EROFS: "the file system is read-only{where}; make it writable, or use `dvc cache dir`",
     errno.EACCES: "permission denied{where}; give this user the right to write there",
     errno.EPERM: "the operation is not permitted{where}; give this user the right to write there",
 }
 
+# DVC's exceptions that a person caused by what they wrote, by name: most are never imported otherwise.
 _INPUT = {
-    "YAMLSyntaxError", "YAMLValidationError", "YAMLFileCorruptedError", "CyclicGraphError", "OutputDuplicationError",
-    "ResolveError", "StageFileBadNameError", "NotDvcRepoError", "SCMError", "MissingParamsError", "MissingParamsFile",
-    "OverlappingOutputPathsError", "StagePathAsOutputError", "CircularDependencyError", "ArgumentDuplicationError",
-    "DependencyDoesNotExistError", "FileIsGitIgnored", "BadParamFileError", "ParamsIsADirectoryError",
-}  # fmt: skip
+    "ArgumentDuplicationError",
+    "BadParamFileError",
+    "CircularDependencyError",
+    "CyclicGraphError",
+    "DependencyDoesNotExistError",
+    "FileIsGitIgnored",
+    "MissingParamsError",
+    "MissingParamsFile",
+    "NotDvcRepoError",
+    "OutputDuplicationError",
+    "OverlappingOutputPathsError",
+    "ParamsIsADirectoryError",
+    "ResolveError",
+    "StageFileBadNameError",
+    "StagePathAsOutputError",
+    "YAMLFileCorruptedError",
+    "YAMLSyntaxError",
+    "YAMLValidationError",
+}
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
@@ -93,7 +108,9 @@ def _conflict(chain: list[BaseException]) -> InputError | None:
         path = getattr(cause, "path", None)
         if path is None or not Path(path).is_file():
             continue
-        if re.search(r"^(<{7}|={7}|>{7})", Path(path).read_text(encoding="utf-8", errors="replace"), re.MULTILINE):
+        if re.search(
+            r"^(<{7}|={7}|>{7})", Path(path).read_text(encoding="utf-8", errors="replace"), re.MULTILINE
+        ):
             return InputError(
                 f"{path} holds git's merge-conflict marks; keep one side "
                 f"(`git checkout --ours {path}` or `--theirs`) and run again: what is cached is restored"

@@ -25,7 +25,7 @@ from graft.errors import InputError, nearest
 
 @dataclass(frozen=True)
 class Policy:
-    """What a stage's `meta:` says about failing: how often and when to retry, and when to give up (seconds)."""
+    """What a stage's `meta:` says about failing: retries, the seconds between them, and when to give up."""
 
     retries: int = 0
     retry_delay: float = 0.0
@@ -34,7 +34,7 @@ class Policy:
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage of the graph. `needs` names the stages it depends on; `reason` is None where nothing changed."""
+    """One stage of the graph: `needs` is what it depends on; `reason` is None where nothing changed."""
 
     name: str
     needs: tuple[str, ...]
@@ -154,7 +154,9 @@ class Project:
         journal.unlink(missing_ok=True)
         if ran or (done and (stage.frozen or stage.is_data_source)):
             return Outcome("Ran", why)
-        return Outcome("Restored", f"{why}; from the cache" if in_cache or not remote else f"{why}; pulled from {remote}")
+        return Outcome(
+            "Restored", f"{why}; from the cache" if in_cache or not remote else f"{why}; pulled from {remote}"
+        )
 
     def metrics(self) -> dict[str, dict[str, Any]]:
         """The numbers at the top level of each metrics file."""
@@ -220,7 +222,9 @@ def find_root(folder: Path) -> Path:
     for candidate in (folder.resolve(), *folder.resolve().parents):
         if (candidate / ".dvc").is_dir():
             return candidate
-    raise InputError(f"{folder.resolve()} is not in a DVC repository; run `git init` and `dvc init` there first")
+    raise InputError(
+        f"{folder.resolve()} is not in a DVC repository; run `git init` and `dvc init` there first"
+    )
 
 
 def mend(root: Path) -> None:

@@ -50,7 +50,9 @@ def metrics(repo: Any) -> dict[str, dict[str, Any]]:
     for file, content in shown.items():
         values = content.get("data")
         if isinstance(values, dict):
-            found[file] = {name: value for name, value in values.items() if isinstance(value, int | float | str)}
+            found[file] = {
+                name: value for name, value in values.items() if isinstance(value, int | float | str)
+            }
     return found
 
 
@@ -80,14 +82,13 @@ def places(repo: Any, stages: Iterable[Any]) -> dict[str, Path]:
 
 
 def pictures(stages: Iterable[Any]) -> dict[str, str]:
-    """Plots as `data:` addresses by artifact key: images as they are, confusion matrices drawn from their table."""
+    """Plots as `data:` addresses by artifact key: images as they are, confusion matrices drawn."""
     found: dict[str, str] = {}
     for path, options in _plots(stages):
         if path.suffix in _IMAGES and path.is_file() and path.stat().st_size <= PICTURE_BYTES:
             found[_key(path)] = _address(path.read_bytes(), _IMAGES[path.suffix])
-        elif "confusion" in str(options.get("template", "")) and path.is_file():
-            if pairs := _pairs(path, options):
-                found[_key(path)] = _address(draw_confusion(pairs), "image/png")
+        elif "confusion" in str(options.get("template", "")) and (pairs := _pairs(path, options)):
+            found[_key(path)] = _address(draw_confusion(pairs), "image/png")
     return found
 
 
@@ -99,7 +100,9 @@ def _plots(stages: Iterable[Any]) -> Iterator[tuple[Path, dict[str, Any]]]:
         for out in stage.outs:
             if out.plot:
                 options = out.plot if isinstance(out.plot, dict) else {}
-                inside = sorted(Path(out.fs_path).iterdir()) if Path(out.fs_path).is_dir() else [Path(out.fs_path)]
+                inside = (
+                    sorted(Path(out.fs_path).iterdir()) if Path(out.fs_path).is_dir() else [Path(out.fs_path)]
+                )
                 yield from ((path, options) for path in inside)
     for file, dvcfile in files.items():
         for entry in dvcfile.plots or []:
@@ -122,7 +125,7 @@ def _top_level(name: str, options: dict[str, Any]) -> tuple[str, dict[str, Any]]
 
 def _pairs(path: Path, options: dict[str, Any]) -> Counter[tuple[str, str]]:
     """How often each (actual, predicted) pair of labels occurs in a CSV, TSV or JSON table."""
-    rows = _rows(path)
+    rows = _rows(path) if path.is_file() else []
     if not rows:
         return Counter()
     fields = list(rows[0])

@@ -8,17 +8,16 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 import threading
-import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from flows import events, orphans, seam
+from flows import events, orphans
 from flows.console import Screen
 from flows.engine import Engine
 from flows.faults import Stopped
@@ -37,16 +36,20 @@ QUIET = {
 # After Ctrl-C or SIGTERM: how long a stage in this process may take to come back before we leave without it.
 STOP_SECONDS = 5.0
 # How long Prefect may take to write down the end of a run.
-OBSERVER_SECONDS = 30.0
+OBSERVER_SECONDS = 120.0
 
 
 class Run:
     """One run. Call `work` once, in the main thread."""
 
     def __init__(
-        self, request: Request, *, link: Link | None = None, prepare: Callable[[Path], None] = lambda root: None
+        self,
+        request: Request,
+        *,
+        link: Link | None = None,
+        prepare: Callable[[Path], None] = lambda root: None,
     ) -> None:
-        """Without a `link` to a flow, one is started in a process beside; `prepare` is called under the lock."""
+        """Without a `link` to a flow, one is started beside; `prepare` is called under the lock."""
         self._request = request
         self._link = link
         self._prepare = prepare
@@ -69,12 +72,12 @@ class Run:
             with _stoppable(), self._held():
                 return self._worked()
         except GraftError as error:
-            self._abort(str(error), error.exit_code)
+            self._abort(str(error), "failed")
             raise
         except Stopped as stopped:
             self._screen.end()
             self._screen.say("Stopped. Finished stages are kept; the next run continues from here.", "yellow")
-            self._abort(str(stopped), stopped.exit_code)
+            self._abort(str(stopped), "stopped")
             return stopped.exit_code
 
     @contextmanager
@@ -115,24 +118,25 @@ class Run:
 
     def _orchestrated(self) -> None:
         """Do what the flow asks for until it says that every stage is settled; then report to it."""
-        if self._link is None:
-            log = state_folder(self._root) / "prefect.log"
-            with log.open("wb") as out:
-                self._link, self._observer = spawn("flows.observer", self._request, out)
-        self._link.listen(self._heard, lambda: self._engine.call_soon(self._lost))
+        link = self._link = self._link or self._observed()
+        link.listen(partial(self._heard, link), lambda: self._engine.call_soon(self._lost))
         self._head_start()
         self._engine.serve(until=lambda: self._ended)
-        self._link.send(self._report())
-        self._link.close()
-        if self._observer:
-            self._observer.wait(OBSERVER_SECONDS)
+        link.send(self._report())
+        link.close()
+        self._leave(OBSERVER_SECONDS)
 
-    def _heard(self, event: events.Event) -> None:
+    def _observed(self) -> Link:
+        """A link to a flow started in a process beside this one."""
+        with (state_folder(self._root) / "prefect.log").open("wb") as out:
+            link, self._observer = spawn("flows.observer", self._request, out)
+        return link
+
+    def _heard(self, link: Link, event: events.Event) -> None:
         if isinstance(event, events.Joined):
-            assert self._link is not None
             with self._lock:
                 self._joined = True
-            self._link.send(events.Planned(self._mark, [_planned(stage) for stage in self._stages]))
+            link.send(events.Planned(self._mark, [_planned(stage) for stage in self._stages]))
         elif isinstance(event, events.Ask):
             self._engine.start(event.stage, event.attempt)
         elif isinstance(event, events.Ended):
@@ -149,12 +153,15 @@ class Run:
             )
 
     def _head_start(self) -> None:
-        """Until the flow has joined, begin the first stage that can: what DVC would run anyway need not wait."""
+        """Until the flow has joined, begin one stage after the other: DVC would run it anyway."""
         with self._lock:
             if self._joined:
                 return
             done = {name for name, event in self._settled.items() if isinstance(event, events.Finished)}
-            ready = next((s for s in self._stages if s.name not in self._settled and done.issuperset(self._needs(s))), None)
+            ready = next(
+                (s for s in self._stages if s.name not in self._settled and done.issuperset(self._needs(s))),
+                None,
+            )
             if ready is not None:
                 self._engine.start(ready.name)
 
@@ -183,7 +190,9 @@ class Run:
         rows = []
         for stage in self._stages:
             event = self._settled.get(stage.name)
-            state, why, seconds = (event.state, event.why, round(event.seconds, 2)) if event else ("NotRun", "", 0.0)
+            state, why, seconds = (
+                (event.state, event.why, round(event.seconds, 2)) if event else ("NotRun", "", 0.0)
+            )
             rows.append({"name": stage.name, "state": state, "why": why, "seconds": seconds})
         return rows
 
@@ -195,17 +204,22 @@ class Run:
         codes = [event.exit_code for event in self._settled.values() if isinstance(event, events.Failed)]
         return codes[0] if codes else 0
 
-    def _abort(self, why: str, exit_code: int) -> None:
-        """Tell the flow that nothing more comes, and let it write that down."""
+    def _abort(self, why: str, how: str) -> None:
+        """Tell the flow that nothing more comes, and let it write that down if it is up."""
         if self._link is not None:
-            self._link.send(events.Aborted(why, exit_code))
+            self._link.send(events.Aborted(why, how))
             self._link.close()
-        if self._observer:
-            try:
-                self._observer.wait(STOP_SECONDS)
-            except subprocess.TimeoutExpired:
-                self._observer.kill()
-                self._observer.wait()
+        self._leave(STOP_SECONDS if self._joined else 0.0)
+
+    def _leave(self, seconds: float) -> None:
+        """Give the flow's process some time to end, then end it and its server."""
+        if self._observer is None:
+            return
+        try:
+            self._observer.wait(seconds)
+        except subprocess.TimeoutExpired:
+            os.killpg(self._observer.pid, signal.SIGKILL)
+            self._observer.wait()
 
 
 def _planned(stage: Stage) -> dict[str, Any]:

@@ -5,14 +5,21 @@ Exit codes: 0 done, 1 the work failed, 2 what a person gave is wrong.
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 import graft
 from graft.errors import GraftError, InputError
+
+if TYPE_CHECKING:
+    from graft.comparison import Comparison
+
+MODEL = Path("models/onnx/model.fp32.onnx")
+LISTED = 10  # pictures that changed sides, in the terminal
 
 app = typer.Typer(
     help="Graft a pretrained network onto your own pictures.",
@@ -52,19 +59,26 @@ def find_project(start: Path | None = None) -> Path:
 
 @app.command()
 def run(
-    targets: Annotated[list[str] | None, typer.Argument(help="Stages to run, with what they need; none is all.")] = None,
+    targets: Annotated[
+        list[str] | None, typer.Argument(help="Stages to run, with what they need; none is all.")
+    ] = None,
     assignments: Annotated[
-        list[str] | None, typer.Option("-S", "--set", metavar="KEY=VALUE", help="Change params.yaml first; repeatable.")
+        list[str] | None,
+        typer.Option("-S", "--set", metavar="KEY=VALUE", help="Change params.yaml first; repeatable."),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Run stages even where nothing changed.")] = False,
     isolate: Annotated[bool, typer.Option("--isolate", help="Give each stage a process of its own.")] = False,
-    no_wait: Annotated[bool, typer.Option("--no-wait", help="Fail where another run holds the repository.")] = False,
+    no_wait: Annotated[
+        bool, typer.Option("--no-wait", help="Fail where another run holds the repository.")
+    ] = False,
 ) -> None:
     """Bring the project up to date: run what changed, as a Prefect flow."""
     from flows.link import Request
     from flows.run import Run
 
-    request = Request(str(find_project()), tuple(targets or ()), force=force, isolate=isolate, wait=not no_wait)
+    request = Request(
+        str(find_project()), tuple(targets or ()), force=force, isolate=isolate, wait=not no_wait
+    )
     raise typer.Exit(Run(request, prepare=lambda root: _set_params(root, assignments or [])).work())
 
 
@@ -78,12 +92,192 @@ def _set_params(root: Path, assignments: list[str]) -> None:
 
 @app.command()
 def status(
-    targets: Annotated[list[str] | None, typer.Argument(help="Stages to look at, with what they need.")] = None,
+    targets: Annotated[
+        list[str] | None, typer.Argument(help="Stages to look at, with what they need.")
+    ] = None,
 ) -> None:
     """Say which stages would run, and why."""
     from flows.run import show_status
 
     show_status(find_project(), tuple(targets or ()))
+
+
+@app.command()
+def predict(
+    files: Annotated[list[Path], typer.Argument(help="Pictures: JPEG, PNG, WebP, GIF, BMP, TIFF, PPM.")],
+    model: Annotated[
+        str | None, typer.Option(help="The exported file; with --url the model's name on the server.")
+    ] = None,
+    url: Annotated[
+        str | None, typer.Option(help="Ask a running server, such as http://127.0.0.1:8000.")
+    ] = None,
+    top_k: Annotated[int, typer.Option(min=1, help="Labels a picture.")] = 3,
+    provider: Annotated[str, typer.Option(help="auto, cuda or cpu; without --url.")] = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="One line of JSON a picture.")] = False,
+) -> None:
+    """Say what is in pictures, with the exported file or by asking a server."""
+    if url is not None:
+        from serving import client
+
+        predictions = client.predict_files(url, files, top_k, model)
+    else:
+        from graft.inference import open_model
+        from graft.prediction import predict_files
+
+        path = Path(model) if model is not None else find_project() / MODEL
+        predictions = predict_files(open_model(path, provider), files, top_k)
+    width = max(len(str(file)) for file in files)
+    for prediction in predictions:
+        if as_json:
+            labels = [{"label": label, "probability": share} for label, share in prediction.labels]
+            typer.echo(json.dumps({"file": prediction.name, "predictions": labels}))
+        else:
+            shares = "   ".join(f"{label} {share:.1%}" for label, share in prediction.labels)
+            typer.echo(f"{prediction.name:<{width}}   {shares}")
+
+
+@app.command()
+def serve(
+    model: Annotated[
+        list[Path] | None,
+        typer.Option(help="An exported file, or a folder NAME/VERSION/model.onnx; repeatable."),
+    ] = None,
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 is every one.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 picks a free one.")] = 8000,
+    provider: Annotated[str, typer.Option(help="auto, cuda or cpu: what is asked for or an error.")] = "auto",
+    threads: Annotated[int, typer.Option(min=0, help="Of ONNX Runtime; 0 takes every core.")] = 0,
+    versions: Annotated[int, typer.Option(min=0, help="Newest versions of a folder to serve; 0 is all.")] = 1,
+    follow: Annotated[float, typer.Option(min=0, help="Look for new versions every so many seconds.")] = 0,
+    max_batch_size: Annotated[int, typer.Option(min=1, help="Pictures that run together at most.")] = 32,
+    max_queue_delay: Annotated[float, typer.Option(min=0, help="Seconds to wait for a fuller batch.")] = 0,
+    max_queue_size: Annotated[int, typer.Option(min=1, help="Pictures that may wait.")] = 512,
+    max_body: Annotated[int, typer.Option(min=1, help="Largest request in MiB.")] = 32,
+    api_keys: Annotated[
+        Path | None, typer.Option(help="File of keys, one a line; without it everybody may ask.")
+    ] = None,
+    cors_origin: Annotated[
+        list[str] | None, typer.Option(help="Site whose pages may ask; repeatable.")
+    ] = None,
+    tls_certificate: Annotated[
+        Path | None, typer.Option(help="PEM file; with --tls-key serves HTTPS.")
+    ] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="PEM file of the certificate's key.")] = None,
+    control: Annotated[
+        bool | None,
+        typer.Option(
+            "--control/--no-control", help="Load and unload by request. [default: on loopback or with keys]"
+        ),
+    ] = None,
+    drain: Annotated[float, typer.Option(min=0, help="Seconds from SIGTERM to the last connection.")] = 1,
+    traffic: Annotated[
+        Path | None,
+        typer.Option(help="Folder for the sums that show drift. [default: monitoring/ of the project]"),
+    ] = None,
+    sample: Annotated[
+        Path | None, typer.Option(help="Folder for samples of pictures; none are kept without.")
+    ] = None,
+    sample_share: Annotated[float, typer.Option(min=0, max=1, help="Share of pictures sampled.")] = 0.01,
+    access_log: Annotated[bool, typer.Option(help="A line of JSON for each request on stdout.")] = True,
+) -> None:
+    """Answer requests with an exported file: the Open Inference Protocol, and a page for people."""
+    from serving import settings
+    from serving.commands import read_keys, serve_models
+
+    if traffic is None and model is None:
+        traffic = find_project() / "monitoring"
+    serve_models(
+        model or [find_project() / MODEL],
+        versions,
+        settings.Settings(
+            host=host,
+            port=port,
+            provider=provider,
+            threads=threads,
+            follow_seconds=follow,
+            drain_seconds=drain,
+            access_log=access_log,
+            batching=settings.Batching(
+                max_batch_size=max_batch_size, max_queue_delay=max_queue_delay, max_queue_size=max_queue_size
+            ),
+            limits=settings.Limits(max_body_bytes=max_body * settings.MIB),
+            security=settings.Security(
+                api_keys=read_keys(api_keys),
+                cors_origins=tuple(cors_origin or ()),
+                tls_certificate=tls_certificate,
+                tls_key=tls_key,
+                control=control,
+            ),
+            monitoring=settings.Monitoring(folder=traffic, sample_folder=sample, sample_share=sample_share),
+        ),
+    )
+
+
+@app.command()
+def report(
+    show: Annotated[bool, typer.Option("--open", help="Open the page in the browser.")] = False,
+    speed: Annotated[bool, typer.Option("--speed", help="Measure the files' speed on this machine first.")] = False,
+) -> None:
+    """Make the page of the last evaluation, report/index.html."""
+    from graft import report as pages
+
+    root = find_project()
+    if speed:
+        from graft import params
+        from graft.evaluation import run as evaluation
+
+        evaluation.measure_again(params.load(root / params.FILE), root)
+    page = pages.write(root)
+    typer.echo(page)
+    if show:
+        typer.launch(page.resolve().as_uri())
+
+
+@app.command()
+def compare(
+    before: Annotated[str, typer.Argument(metavar="REV1", help="A commit, branch or tag.")],
+    after: Annotated[str, typer.Argument(metavar="REV2", help="Another; the folder as it is by default.")] = "workspace",
+) -> None:
+    """Compare two versions of the model on today's test pictures, in the terminal and as a page."""
+    import tempfile
+
+    from flows.revisions import fetch
+    from graft import comparison, params
+    from graft.evaluation.run import MAIN
+    from graft.evaluation.study import Study
+    from graft.inference import open_model
+
+    root = find_project()
+    settings = params.load(root / params.FILE)
+    study = Study(root)
+    file = study.model_file(MAIN).relative_to(root).as_posix()
+    models = []
+    for revision in (before, after):
+        with tempfile.TemporaryDirectory(prefix="graft-compare-") as folder:
+            path = fetch(root, file, revision, Path(folder))
+            models.append(open_model(path, provider="auto", threads=settings.runtime.threads))
+    found = comparison.compare(study, (models[0], models[1]), (before, after), settings.evaluate.batch_size)
+    _show_comparison(found, comparison.write(study, found))
+
+
+def _show_comparison(found: Comparison, page: Path) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from graft.report.view import percent
+
+    table = Table("Model", "Accuracy", "95 % interval", "Log loss", box=None, pad_edge=False)
+    for name, accuracy, loss in zip(found.names, found.accuracy, found.log_loss, strict=True):
+        table.add_row(name, percent(accuracy.value), f"{percent(accuracy.low)} – {percent(accuracy.high)}", f"{loss:.4f}")
+    console = Console(highlight=False)
+    console.print(table)
+    console.print(f"\n{found.verdict}", markup=False)
+    for title, moved in ((f"Right only with {found.names[1]}", found.won), (f"Right only with {found.names[0]}", found.lost)):
+        console.print(f"\n{title}: {len(moved)}", style="bold", markup=False)
+        for picture in moved[:LISTED]:
+            console.print(f"  {picture.file}  {picture.label}: {picture.before} → {picture.after}", markup=False)
+        if len(moved) > LISTED:
+            console.print(f"  … and {len(moved) - LISTED} more", markup=False)
+    console.print(f"\nWith pictures: {page}", markup=False)
 
 
 def main() -> None:

@@ -128,7 +128,7 @@ def wilson(successes: int, total: int, confidence: float = 0.95) -> Interval:
     share = successes / total
     centre = (share + z * z / (2 * total)) / (1 + z * z / total)
     half = z / (1 + z * z / total) * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total))
-    return Interval(share, max(0.0, centre - half), min(1.0, centre + half))
+    return Interval(share, min(share, max(0.0, centre - half)), max(share, min(1.0, centre + half)))
 
 
 def accuracy(probabilities: Array, labels: Array) -> Interval:

@@ -83,6 +83,7 @@ class Head(Section):
     dropout: Share
     weight_decay: Annotated[float, Field(ge=0, lt=1)]
     label_smoothing: Share
+    mixup: Annotated[float, Field(ge=0, le=10)]
     epochs: Positive
     batch_size: Positive
     learning_rate: Rate

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from keras import layers
 from safetensors.numpy import save_file
 
-from graft import backbones, progress
+from graft import backbones, folding, progress
 from graft.datasets import preparation
 from graft.errors import GraftError
 from graft.shards import ShardedArray
@@ -117,12 +117,9 @@ def fold(model: keras.Model) -> dict[str, Array]:
     weights = {}
     for layer in model.layers:
         if isinstance(layer, layers.Conv2D):
-            norm = model.get_layer(f"{layer.name}_norm")
-            gamma, beta, mean, variance = (np.asarray(w, np.float64) for w in norm.get_weights())
-            gain = gamma / np.sqrt(variance + norm.epsilon)
-            kernel = np.asarray(layer.get_weights()[0], np.float64) * gain
+            kernel, bias = folding.folded(layer, model.get_layer(f"{layer.name}_norm"))
             weights[f"{layer.name}/kernel"] = np.ascontiguousarray(kernel, np.float16)
-            weights[f"{layer.name}/bias"] = (beta - mean * gain).astype(np.float16)
+            weights[f"{layer.name}/bias"] = bias.astype(np.float16)
     return weights
 
 

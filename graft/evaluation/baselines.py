@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import numpy.typing as npt
 from graft.errors import InputError
 from graft.evaluation.projection import SAMPLE, principal_components
 from graft.evaluation.robustness import stratified
+from graft.params import Params
 from graft.shards import ShardedArray
 
 Array = npt.NDArray[Any]
@@ -61,6 +63,32 @@ def _apply_head(layers: dict[str, Array], features: Array) -> Array:
             values = np.maximum(values, 0)
     values = np.exp(values - values.max(axis=1, keepdims=True))
     return np.asarray(values / values.sum(axis=1, keepdims=True))
+
+
+def random_weights(settings: Params, root: Path) -> Array:
+    """N×C test probabilities of a head trained on features of the same network with random weights.
+
+    Everything but the pretrained weights is as in the pipeline, so the difference to the frozen head is what
+    pretraining is worth. Takes as long as the stages `extract` and `train`, and is the one part that needs Keras.
+    """
+    from graft import runtime
+
+    plain = settings.model_copy(
+        update={
+            "backbone": settings.backbone.model_copy(update={"weights": "none"}),
+            "finetune": settings.finetune.model_copy(update={"epochs": 0}),
+        }
+    )
+    runtime.start(plain)
+    from graft import features, heads
+
+    prepared = root / "data/prepared"
+    with tempfile.TemporaryDirectory(prefix="graft-random-") as name:
+        folder = Path(name)
+        features.extract(plain, prepared, folder / "features")
+        heads.train(plain, prepared, folder / "features", folder / "head")
+        test = ShardedArray(folder / "features", "test.features")
+        return frozen_head(folder / "head/head.safetensors", test.batches(BATCH))
 
 
 def pixels(train: ShardedArray, train_labels: Array, test: ShardedArray, seed: int) -> Array:

@@ -14,6 +14,7 @@ import numpy.typing as npt
 Array = npt.NDArray[Any]
 
 FOLDS = 5
+SHRINKAGE = 0.05  # of the covariance
 
 
 @dataclass(frozen=True)
@@ -56,8 +57,6 @@ def suspects(probabilities: Array, labels: Array) -> list[Suspect]:
 
 def out_of_fold(rows: Array, labels: Array, classes: int) -> Array:
     """N×C probabilities for narrow `rows` (N×k), each from a linear discriminant fitted without that row's fold."""
-    from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
-
     probabilities = np.zeros((len(labels), classes))
     fold = _folds(labels)
     for number in range(FOLDS):
@@ -65,12 +64,24 @@ def out_of_fold(rows: Array, labels: Array, classes: int) -> Array:
         if not held.any():
             continue
         seen = np.unique(labels[kept])
-        if len(seen) < 2:
-            probabilities[np.ix_(held, seen)] = 1.0
-            continue
-        model = LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto").fit(rows[kept], labels[kept])
-        probabilities[np.ix_(held, model.classes_)] = model.predict_proba(rows[held])
+        probabilities[np.ix_(held, seen)] = _discriminant(rows[kept], labels[kept], seen, rows[held])
     return probabilities
+
+
+def _discriminant(rows: Array, labels: Array, seen: Array, held: Array) -> Array:
+    """Probabilities of the classes `seen` for the rows `held`: normal distributions that share one covariance."""
+    means = np.stack([rows[labels == label].mean(axis=0, dtype=np.float64) for label in seen])
+    counts = np.array([(labels == label).sum() for label in seen])
+    rest = rows - means[np.searchsorted(seen, labels)]
+    covariance = rest.T @ rest / len(rows)
+    width = len(covariance)
+    # Shrunk towards a multiple of the unit matrix, so that few rows or equal ones leave it invertible.
+    level = max(float(np.trace(covariance)) / width, 1e-9)
+    covariance = (1 - SHRINKAGE) * covariance + SHRINKAGE * level * np.eye(width)
+    weights = np.linalg.solve(covariance, means.T)
+    logits = held @ weights - 0.5 * (means.T * weights).sum(axis=0) + np.log(counts / counts.sum())
+    exponents = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return np.asarray(exponents / exponents.sum(axis=1, keepdims=True))
 
 
 def _folds(labels: Array) -> Array:

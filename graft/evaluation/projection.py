@@ -73,6 +73,9 @@ def flat_map(rows: Array, method: Literal["pca", "tsne"], seed: int) -> Array:
         narrow = np.pad(narrow, ((0, 0), (0, 2 - narrow.shape[1])))
     if method == "tsne" and len(rows) > 3 * NEIGHBOURS:
         narrow = _tsne(narrow, seed)
+        narrow = narrow / np.ptp(
+            narrow, axis=0
+        )  # lengths mean nothing after t-SNE: let both axes fill the map
     flat = narrow[:, :2] - (narrow[:, :2].max(axis=0) + narrow[:, :2].min(axis=0)) / 2
     return np.asarray(flat / max(float(np.abs(flat).max()), 1e-12))
 

@@ -150,6 +150,8 @@ def _contenders(study: Study, judged: Judged, params: Params) -> list[dict[str, 
         guesses["pixels alone"] = baselines.pixels(
             study.images("train"), train, study.images("test"), params.seed
         )
+    if "random" in params.evaluate.baselines:
+        guesses["random weights"] = baselines.random_weights(params, study.root).argmax(axis=1)
     frozen = baselines.frozen_head(study.head, first_rows(study.features("test"), len(judged.labels), 1024))
     guesses["frozen head"] = frozen.argmax(axis=1)
     guesses["exported"] = judged.predicted

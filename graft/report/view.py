@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from graft.metrics import PairedTest
+
 # Which contender stands for "without the transfer", best control first.
 CONTROLS = ("random weights", "pixels alone", "frozen head", "commonest class")
 CONTROL_WORDS = {
@@ -150,6 +152,16 @@ def confidence_sentence(record: Mapping[str, Any]) -> str:
     scaled = record["calibration"]["scaled"]["ece"]
     verb = "brings that to" if scaled < plain["ece"] else "would not help:"
     return f"{sentence} A temperature of {record['temperature']:.2f} {verb} {points(scaled)}."
+
+
+def compared(names: tuple[str, str], test: PairedTest) -> str:
+    """Which of two models is better on the same pictures, and whether chance could explain it."""
+    sides = f"{test.only_b} of {test.images:,} test pictures are right only with {names[1]}, {test.only_a} only with {names[0]}"
+    interval = f"95 % interval {signed(test.low)} to {signed(test.high)}, {p_value(test.p_value)}"
+    if test.p_value >= SIGNIFICANT:
+        return f"{sides}: a difference of {signed(test.difference)} that chance alone could explain ({interval})."
+    winner = names[1] if test.difference > 0 else names[0]
+    return f"{sides}: {winner} is better, by more than chance explains ({interval})."
 
 
 def better(name: str, before: Any, after: Any) -> str:

@@ -1,0 +1,214 @@
+"""Running the application: the socket, TLS, the signals, and a protocol that slow clients cannot hold."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import socket
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import uvicorn
+import uvloop
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from graft.errors import InputError
+from serving.access import AccessLog, log_as_json
+from serving.app import build
+from serving.context import Context
+from serving.protocol import dump_json
+from serving.repository import Repository, Source
+from serving.settings import Settings
+
+Announce = Callable[[Repository, str], None]
+
+# How long a thread may keep the interpreter from the others. Python's own 5 ms is as long as a small run.
+SWITCH_SECONDS = 0.0005
+
+
+def serve(sources: Iterable[Source], settings: Settings, announce: Announce | None = None) -> None:
+    """Serve until SIGTERM or SIGINT; `announce` is told the models and the address once all is ready.
+
+    Raises:
+        GraftError: a model cannot be opened, or the address cannot be bound.
+    """
+    log_as_json()
+    sys.setswitchinterval(SWITCH_SECONDS)
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(_serve(list(sources), settings, announce))
+
+
+async def _serve(sources: list[Source], settings: Settings, announce: Announce | None) -> None:
+    listener = _bind(settings.host, settings.port)
+    context = Context(settings, Repository(sources, settings))
+    access_log = AccessLog(sys.stdout if settings.access_log else None)
+    await context.repository.start()
+    server = _Server(_config(build(context, access_log), settings), context, announce)
+    await server.serve([listener])
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    """The socket, bound before models are opened: a port that is taken is said at once."""
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, socket.SOCK_STREAM)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+    except OSError as error:
+        raise InputError(
+            f"{host} port {port} cannot be served ({error.strerror}); try another --port"
+        ) from error
+    return listener
+
+
+def _config(app: Any, settings: Settings) -> uvicorn.Config:
+    security, limits = settings.security, settings.limits
+
+    class BoundedProtocol(Protocol):
+        """The protocol with this server's limits."""
+
+        header_seconds = limits.header_seconds
+        write_seconds = limits.write_seconds
+        max_connections = limits.max_connections
+
+    return uvicorn.Config(
+        app,
+        host=settings.host,
+        port=settings.port,
+        http=BoundedProtocol,
+        ws="none",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=75,
+        timeout_graceful_shutdown=round(settings.shutdown_seconds),
+        backlog=2048,
+        ssl_certfile=security.tls_certificate,
+        ssl_keyfile=security.tls_key,
+    )
+
+
+class _Server(uvicorn.Server):
+    """Uvicorn's server, which says when it is up and lets balancers look away before it stops."""
+
+    def __init__(self, config: uvicorn.Config, context: Context, announce: Announce | None) -> None:
+        super().__init__(config)
+        self._context, self._announce = context, announce
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen; from then on the server is ready."""
+        await super().startup(sockets)
+        self._context.started = True
+        if self._announce is not None and sockets:
+            host, port = sockets[0].getsockname()[:2]
+            scheme = "https" if self.config.is_ssl else "http"
+            self._announce(
+                self._context.repository, f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
+            )
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """SIGTERM drains, SIGINT stops at once; both end with the requests under way answered."""
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGTERM, self._drain, self._context.settings.drain_seconds)
+        loop.add_signal_handler(signal.SIGINT, self._drain, 0.0)
+        try:
+            yield
+        finally:
+            loop.remove_signal_handler(signal.SIGTERM)
+            loop.remove_signal_handler(signal.SIGINT)
+
+    def _drain(self, seconds: float) -> None:
+        """Not ready from now on; stop accepting `seconds` later, or at once when asked twice."""
+        if self._context.draining or not seconds:
+            self.should_exit = True
+        self._context.draining = True
+        asyncio.get_running_loop().call_later(seconds, setattr, self, "should_exit", True)
+
+
+class Protocol(HttpToolsProtocol):
+    """Uvicorn's HTTP protocol, with bounds on slow clients and errors as JSON."""
+
+    header_seconds = 10.0
+    write_seconds = 30.0
+    max_connections = 2048
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.gone = False
+        self._head_timer: asyncio.TimerHandle | None = None
+        self._write_timer: asyncio.TimerHandle | None = None
+        self._answering: set[asyncio.Task[Any]] = set()
+
+    def enter(self, task: asyncio.Task[Any] | None) -> None:
+        """Cancel this task, which answers a request, when the client leaves."""
+        if task is not None:
+            self._answering.add(task)
+
+    def leave(self, task: asyncio.Task[Any] | None) -> None:
+        """The task is done."""
+        if task is not None:
+            self._answering.discard(task)
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Refuse one connection too many; the others have until the timer to send a request."""
+        super().connection_made(transport)
+        if len(self.connections) > self.max_connections:
+            self._answer(503, "too many connections", "retry-after: 1\r\n")
+            return
+        self._head_timer = self.loop.call_later(self.header_seconds, self._head_too_slow)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Cancel what the client no longer waits for."""
+        self.gone = True
+        for timer in (self._head_timer, self._write_timer):
+            if timer is not None:
+                timer.cancel()
+        super().connection_lost(exc)
+        for task in self._answering:
+            task.cancel()
+
+    def on_message_begin(self) -> None:
+        """A request begins: its head must be whole soon."""
+        super().on_message_begin()
+        self.scope["graft.connection"] = self  # type: ignore[typeddict-unknown-key]
+        if self._head_timer is None:
+            self._head_timer = self.loop.call_later(self.header_seconds, self._head_too_slow)
+
+    def on_headers_complete(self) -> None:
+        """The head is whole."""
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+        super().on_headers_complete()
+
+    def pause_writing(self) -> None:
+        """The client does not read; it has until the timer."""
+        super().pause_writing()
+        if self._write_timer is None:
+            self._write_timer = self.loop.call_later(self.write_seconds, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        """The client reads again."""
+        super().resume_writing()
+        if self._write_timer is not None:
+            self._write_timer.cancel()
+            self._write_timer = None
+
+    def send_400_response(self, msg: str) -> None:
+        """What is no HTTP is answered like every other bad request."""
+        self._answer(400, msg)
+
+    def _head_too_slow(self) -> None:
+        self._answer(408, f"the request's head did not arrive within {self.header_seconds:g} s")
+
+    def _answer(self, status: int, message: str, headers: str = "") -> None:
+        body = dump_json({"error": message})
+        head = (
+            f"HTTP/1.1 {status} \r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n"
+            f"{headers}connection: close\r\n\r\n"
+        )
+        self.transport.write(head.encode() + body)
+        self.transport.close()
