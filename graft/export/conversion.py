@@ -28,16 +28,14 @@ OPSET = 18
 
 
 def classifier(settings: params.Params, network: Path, temperature: float = 1.0) -> keras.Model:
-    """The whole trained network from uint8 `image` to softmax `probabilities`, and the outputs asked for beside them."""
+    """The whole trained network from uint8 `image` to softmax `probabilities`, and further outputs asked for."""
     trunk, head = adaptation.restore(settings, network)
     vector = features.pooled(trunk.cut, settings.features.pooling)
     logits = head(vector)
     if temperature != 1:
         logits = layers.Rescaling(1 / temperature, name="temperature")(logits)
     outputs = {OUTPUT: layers.Softmax(name=OUTPUT)(logits), "logits": logits, "features": vector}
-    return keras.Model(
-        trunk.image, [outputs[name] for name in settings.export.outputs], name=settings.export.name
-    )
+    return keras.Model(trunk.image, [outputs[name] for name in settings.export.outputs], name=settings.export.name)
 
 
 def convert(model: keras.Model, outputs: tuple[str, ...], resize: bool = False) -> onnx.ModelProto:
@@ -74,9 +72,7 @@ def _from_keras(model: keras.Model) -> onnx.ModelProto:
         proto, _ = tf2onnx.convert.from_keras(model, input_signature=signature, opset=OPSET)
     except Exception as error:  # tf2onnx raises many kinds, with the operator's name in the text
         reason = " ".join(str(error).split())[:300]
-        raise GraftError(
-            f"the network does not convert to ONNX ({reason}); choose another backbone.layer"
-        ) from error
+        raise GraftError(f"the network does not convert to ONNX ({reason}); choose another backbone.layer") from error
     finally:
         if level is not None:
             os.environ["TF_CPP_MIN_LOG_LEVEL"] = level
@@ -99,9 +95,7 @@ def _fix_shapes(proto: onnx.ModelProto) -> None:
 
     The little integer graphs that Keras' flattening leaves run on the CPU: they would split a graph on a GPU.
     """
-    known = {
-        value.name: value.type.tensor_type.shape for value in (*proto.graph.value_info, *proto.graph.output)
-    }
+    known = {value.name: value.type.tensor_type.shape for value in (*proto.graph.value_info, *proto.graph.output)}
     constants = {tensor.name for tensor in proto.graph.initializer}
     for node in proto.graph.node:
         if node.op_type != "Reshape" or node.input[1] in constants or node.output[0] not in known:
@@ -109,9 +103,7 @@ def _fix_shapes(proto: onnx.ModelProto) -> None:
         sizes = [axis.dim_value for axis in known[node.output[0]].dim]
         if all(sizes[1:]):
             name = f"{node.name}/shape"
-            proto.graph.initializer.append(
-                numpy_helper.from_array(np.array([-1, *sizes[1:]], np.int64), name)
-            )
+            proto.graph.initializer.append(numpy_helper.from_array(np.array([-1, *sizes[1:]], np.int64), name))
             node.input[1] = name
 
 

@@ -62,7 +62,9 @@ def _tensor(kind: str, value: onnx.ValueInfoProto) -> str:
     # Triton adds the batch axis itself; -1 is an axis of any size.
     sizes = ", ".join(str(axis.dim_value or -1) for axis in tensor.shape.dim[1:])
     labels = ' label_filename: "labels.txt"' if value.name == OUTPUT else ""
-    return f'{kind} [ {{ name: "{value.name}" data_type: {_TRITON_TYPES[tensor.elem_type]} dims: [ {sizes} ]{labels} }} ]'
+    return (
+        f'{kind} [ {{ name: "{value.name}" data_type: {_TRITON_TYPES[tensor.elem_type]} dims: [ {sizes} ]{labels} }} ]'
+    )
 
 
 def write_labels(classes: list[str], path: Path) -> None:

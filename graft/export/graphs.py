@@ -60,9 +60,7 @@ def replace(proto: onnx.ModelProto, tensor: str, by: str) -> None:
                 node.input[i] = by
     if tensor in {value.name for value in proto.graph.output}:
         rename(proto, tensor, f"{tensor}/unused")
-        proto.graph.output[
-            [value.name for value in proto.graph.output].index(f"{tensor}/unused")
-        ].name = tensor
+        proto.graph.output[[value.name for value in proto.graph.output].index(f"{tensor}/unused")].name = tensor
         rename(proto, by, tensor)
 
 

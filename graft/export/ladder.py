@@ -64,9 +64,7 @@ def check_graph(path: Path) -> None:
     try:
         onnx.checker.check_model(str(path), full_check=True)
     except Exception as error:  # the checker's C++ errors share no base with shape inference's
-        raise GraftError(
-            f"the ONNX checker refuses {path.name}: {' '.join(str(error).split())[:300]}"
-        ) from error
+        raise GraftError(f"the ONNX checker refuses {path.name}: {' '.join(str(error).split())[:300]}") from error
 
 
 def check_axes(model: Model, outputs: Sequence[str]) -> None:
@@ -78,9 +76,7 @@ def check_axes(model: Model, outputs: Sequence[str]) -> None:
     nodes = (*model.session.get_inputs(), *model.session.get_outputs())
     fixed = [node.name for node in nodes if node.shape[0] != "batch"]
     if fixed:
-        raise GraftError(
-            f"{model.path.name}: the first axis of {', '.join(fixed)} is not a free one named batch"
-        )
+        raise GraftError(f"{model.path.name}: the first axis of {', '.join(fixed)} is not a free one named batch")
     names = [node.name for node in model.session.get_outputs()]
     if names != list(outputs):
         raise GraftError(f"{model.path.name} has outputs {', '.join(names)}; {', '.join(outputs)} are wanted")
@@ -97,9 +93,7 @@ def compare(model: Model, pairs: Sequence[tuple[Array, Array]]) -> tuple[float, 
         received = model.predict(images)
         if received.shape != expected.shape or not np.isfinite(received).all():
             shape = f"{received.shape}, {int(np.isfinite(received).sum())} of {received.size} finite"
-            raise GraftError(
-                f"{model.path.name}: shape {expected.shape} of numbers is wanted. Received: {shape}"
-            )
+            raise GraftError(f"{model.path.name}: shape {expected.shape} of numbers is wanted. Received: {shape}")
         differences.append(float(np.abs(received - expected).max()))
         equal.append(received.argmax(1) == expected.argmax(1))
     return max(differences), float(np.concatenate(equal).mean())

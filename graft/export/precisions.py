@@ -53,17 +53,11 @@ def _drop_round_trips(fp16: onnx.ModelProto) -> None:
     """Between two float32 nodes the converter goes to float16 and back, which only loses digits."""
     narrowing = {n.output[0]: n.input[0] for n in fp16.graph.node if n.name.endswith("_cast_to_fp16_node")}
     for node in fp16.graph.node:
-        if (
-            node.op_type == "Cast"
-            and node.input[0] in narrowing
-            and node.attribute[0].i == onnx.TensorProto.FLOAT
-        ):
+        if node.op_type == "Cast" and node.input[0] in narrowing and node.attribute[0].i == onnx.TensorProto.FLOAT:
             graphs.replace(fp16, node.output[0], narrowing[node.input[0]])
 
 
-def quantise(
-    fp32: onnx.ModelProto, batches: Iterable[Array], left_float: Iterable[str] = ()
-) -> onnx.ModelProto:
+def quantise(fp32: onnx.ModelProto, batches: Iterable[Array], left_float: Iterable[str] = ()) -> onnx.ModelProto:
     """Static int8: signed weights a channel, signed activations a tensor, as QuantizeLinear/DequantizeLinear pairs.
 
     Ranges are the least and greatest values seen on `batches` (n×H×W×3 uint8). Layers named in `left_float` stay in

@@ -43,18 +43,15 @@ def export(settings: params.Params, prepared: Path, network: Path, folder: Path,
     _empty(folder)
     model, temperature = _calibrated(settings, network, prepared)
     facts = _metadata(settings, description, network, _probabilities(model, prepared))
-    metadata = (
-        facts | temperature | {"provenance": provenance.collect(settings, description["fingerprint"], lock)}
-    )
+    metadata = facts | temperature | {"provenance": provenance.collect(settings, description["fingerprint"], lock)}
     proto = conversion.convert(model, settings.export.outputs, settings.export.resize)
     files.write_model(proto, metadata, folder / files.model_file("fp32"))
     del proto
     results = _validate(settings, prepared, folder, model)
-    summary = {
-        "precisions": {name: _judge(name, results, settings.export) for name in settings.export.precisions}
-    }
-    _ship(summary["precisions"], settings.export, description["classes"], folder)
-    heads.write_json(folder / SUMMARY, summary | temperature)
+    judged = {str(name): _judge(name, results, settings.export) for name in settings.export.precisions}
+    _ship(judged, settings.export, description["classes"], folder)
+    summary = {"precisions": judged, **temperature}
+    heads.write_json(folder / SUMMARY, summary)
     return summary
 
 
@@ -65,9 +62,7 @@ def _empty(folder: Path) -> None:
     shutil.rmtree(folder / "triton", ignore_errors=True)
 
 
-def _calibrated(
-    settings: params.Params, network: Path, prepared: Path
-) -> tuple[keras.Model, dict[str, float]]:
+def _calibrated(settings: params.Params, network: Path, prepared: Path) -> tuple[keras.Model, dict[str, float]]:
     """The network, with its temperature inside where `export.calibrate` asks for one, and what to note of it."""
     model = conversion.classifier(settings, network)
     if not settings.export.calibrate:
@@ -134,9 +129,7 @@ def _validate(settings: params.Params, prepared: Path, folder: Path, model: kera
             if isinstance(value, dict):
                 return value
             meter.advance(value)
-    raise GraftError(
-        "the process that validates the exported files ended without a result; run the stage again"
-    )
+    raise GraftError("the process that validates the exported files ended without a result; run the stage again")
 
 
 def _samples(model: keras.Model, images: ShardedArray) -> dict[str, Array]:
@@ -189,9 +182,7 @@ def _shortfall(precision: str, found: dict[str, Any], fp32: dict[str, Any], sett
     bound = {"fp32": settings.max_difference, "fp16": settings.max_difference_fp16}.get(precision)
     if bound is not None and found["max_difference"] > bound:
         key = "export.max_difference" + ("" if precision == "fp32" else f"_{precision}")
-        return (
-            f"{name} differs from Keras by {found['max_difference']:.2g}, more than {key} ({bound:g}) allows"
-        )
+        return f"{name} differs from Keras by {found['max_difference']:.2g}, more than {key} ({bound:g}) allows"
     lost = fp32.get("test_correct", 0) - found["test_correct"]
     if not ladder.within(lost, found["test_images"], settings.max_accuracy_loss):
         share = lost / found["test_images"]

@@ -22,7 +22,6 @@ from graft.datasets import preparation
 from graft.errors import GraftError
 from graft.export import files, ladder, precisions
 from graft.inference import open_model
-from graft.shards import ShardedArray
 
 # Enough to see half a point of accuracy, whatever the size of the validation set.
 TRIAL_IMAGES = 1000
@@ -101,9 +100,7 @@ def _quantise(
     for number, share in enumerate(FLOAT_SHARES):
         left = []
         if share is not None and first is not None:
-            left = precisions.sensitive_layers(
-                fp32, first, calibration[: precisions.CALIBRATION_BATCH], share
-            )
+            left = precisions.sensitive_layers(fp32, first, calibration[: precisions.CALIBRATION_BATCH], share)
         int8 = precisions.quantise(fp32, _batches(calibration), left)
         first = first or int8
         files.write_model(int8, metadata, path)
@@ -112,9 +109,7 @@ def _quantise(
         if ladder.within(lost, len(rows), job.settings.export.max_accuracy_loss):
             break
     _, _, left, int8 = min(tried, key=lambda plan: plan[:2])
-    metadata = metadata | {
-        "quantisation": json.dumps({"calibration_images": len(calibration), "left_float": left})
-    }
+    metadata = metadata | {"quantisation": json.dumps({"calibration_images": len(calibration), "left_float": left})}
     files.write_model(int8, metadata, path)
     return {"left_float": left}
 
