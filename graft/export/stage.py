@@ -23,10 +23,9 @@ from graft import adaptation, calibration, heads, params, progress, provenance
 from graft.datasets import preparation
 from graft.errors import GraftError
 from graft.export import conversion, files, ladder, variants
-from graft.inference import FORMAT
+from graft.inference import FORMAT, SUMMARY
 from graft.shards import ShardedArray
 
-SUMMARY = "export.json"
 HISTOGRAM_BINS = 10
 PREDICT_BATCH = 256
 
