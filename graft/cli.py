@@ -18,7 +18,7 @@ from graft.errors import GraftError, InputError
 if TYPE_CHECKING:
     from graft.comparison import Comparison
 
-MODEL = Path("models/onnx/model.fp32.onnx")
+MODEL = Path("models/onnx")
 LISTED = 10  # pictures that changed sides, in the terminal
 
 app = typer.Typer(
@@ -138,7 +138,8 @@ def predict(
         str | None, typer.Option(help="Ask a running server, such as http://127.0.0.1:8000.")
     ] = None,
     top_k: Annotated[int, typer.Option(min=1, help="Labels a picture.")] = 3,
-    provider: Annotated[str, typer.Option(help="auto, cuda or cpu; without --url.")] = "auto",
+    provider: Annotated[str, typer.Option(help="auto, tensorrt, cuda or cpu; without --url.")] = "auto",
+    precision: Annotated[str, typer.Option(help="fp32, fp16 or int8; auto is fp16 on a GPU.")] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="One line of JSON a picture.")] = False,
 ) -> None:
     """Say what is in pictures, with the exported file or by asking a server."""
@@ -147,10 +148,10 @@ def predict(
 
         predictions = client.predict_files(url, files, top_k, model)
     else:
-        from graft.inference import open_model
+        from graft.inference import find_file, open_model
         from graft.prediction import predict_files
 
-        path = Path(model) if model is not None else find_project() / MODEL
+        path = Path(model) if model is not None else find_file(find_project() / MODEL, provider, precision)
         predictions = predict_files(open_model(path, provider), files, top_k)
     width = max(len(str(file)) for file in files)
     for prediction in predictions:
@@ -170,7 +171,12 @@ def serve(
     ] = None,
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 is every one.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 picks a free one.")] = 8000,
-    provider: Annotated[str, typer.Option(help="auto, cuda or cpu: what is asked for or an error.")] = "auto",
+    provider: Annotated[
+        str, typer.Option(help="auto, tensorrt, cuda or cpu: what is asked for or an error.")
+    ] = "auto",
+    precision: Annotated[
+        str, typer.Option(help="fp32, fp16 or int8 of the project's own model; auto is fp16 on a GPU.")
+    ] = "auto",
     threads: Annotated[int, typer.Option(min=0, help="Of ONNX Runtime; 0 takes every core.")] = 0,
     versions: Annotated[int, typer.Option(min=0, help="Newest versions of a folder to serve; 0 is all.")] = 1,
     follow: Annotated[float, typer.Option(min=0, help="Look for new versions every so many seconds.")] = 0,
@@ -209,13 +215,14 @@ def serve(
     access_log: Annotated[bool, typer.Option(help="A line of JSON for each request on stdout.")] = True,
 ) -> None:
     """Answer requests with an exported file: the Open Inference Protocol, and a page for people."""
+    from graft.inference import find_file
     from serving import settings
     from serving.commands import read_keys, serve_models
 
     if traffic is None and model is None:
         traffic = find_project() / "monitoring"
     serve_models(
-        model or [find_project() / MODEL],
+        model or [find_file(find_project() / MODEL, provider, precision)],
         versions,
         settings.Settings(
             host=host,
