@@ -31,9 +31,7 @@ class Screen:
     """Prints events as they come. Made before stages run, it keeps the real stdout whatever they redirect."""
 
     def __init__(self) -> None:
-        self._console = Console(
-            file=os.fdopen(os.dup(1), "w", encoding="utf-8"), highlight=False, soft_wrap=True
-        )
+        self._console = Console(file=os.fdopen(os.dup(1), "w", encoding="utf-8"), highlight=False, soft_wrap=True)
         self._live = Progress(
             SpinnerColumn(),
             TextColumn("{task.description}"),
@@ -66,9 +64,7 @@ class Screen:
         if isinstance(event, events.Started):
             self._started(event)
         elif isinstance(event, events.Line):
-            self._console.print(
-                f"[dim]{escape(event.stage):>{self._width + 10}} │[/dim] {escape(event.text)}"
-            )
+            self._console.print(f"[dim]{escape(event.stage):>{self._width + 10}} │[/dim] {escape(event.text)}")
         elif isinstance(event, events.Advanced):
             self._advanced(event)
         elif isinstance(event, events.Finished | events.Failed):
@@ -137,9 +133,7 @@ class Screen:
         table = Table(box=None, pad_edge=False, show_header=False)
         for file, values in files.items():
             for name, value in values.items():
-                table.add_row(
-                    escape(name), f"{value:.4f}" if isinstance(value, float) else str(value), f"[dim]{file}"
-                )
+                table.add_row(escape(name), f"{value:.4f}" if isinstance(value, float) else str(value), f"[dim]{file}")
         if table.row_count:
             self._console.print()
             self._console.print(table)

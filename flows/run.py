@@ -196,9 +196,7 @@ class Run:
         rows = []
         for stage in self._stages:
             event = self._settled.get(stage.name)
-            state, why, seconds = (
-                (event.state, event.why, round(event.seconds, 2)) if event else ("NotRun", "", 0.0)
-            )
+            state, why, seconds = (event.state, event.why, round(event.seconds, 2)) if event else ("NotRun", "", 0.0)
             rows.append({"name": stage.name, "state": state, "why": why, "seconds": seconds})
         return rows
 
