@@ -59,6 +59,18 @@ class Screen:
         """Leave the terminal as it was, without bars."""
         self._live.stop()
 
+    def waiting(self) -> None:
+        """All stages are settled; only Prefect has still to write that down."""
+        if self._console.is_terminal:
+            self._live.add_task("Prefect", total=None, state="is writing the run down")
+
+    def next_steps(self) -> None:
+        """What to try after a run."""
+        self._console.print()
+        self._console.print("[dim]Next:[/] graft run -S KEY=VALUE   [dim]runs only what follows from the change[/]")
+        if not os.environ.get("PREFECT_API_URL"):
+            self._console.print("      prefect server start     [dim]shows this run and all before in a browser[/]")
+
     def show(self, event: events.Event) -> None:
         """Print one event, once."""
         if isinstance(event, events.Started):
