@@ -120,6 +120,8 @@ class Run:
             finally:
                 self._screen.end()
         self._show_results()
+        if not self._exit_code():
+            self._screen.next_steps()
         return self._exit_code()
 
     def _orchestrated(self) -> None:
@@ -180,6 +182,8 @@ class Run:
             self._link.send(event)
         if isinstance(event, events.Finished | events.Failed):
             self._settled[event.stage] = event
+            if len(self._settled) == len(self._stages):
+                self._screen.waiting()
             self._head_start()
 
     def _report(self) -> events.Reported:
@@ -196,9 +200,7 @@ class Run:
         rows = []
         for stage in self._stages:
             event = self._settled.get(stage.name)
-            state, why, seconds = (
-                (event.state, event.why, round(event.seconds, 2)) if event else ("NotRun", "", 0.0)
-            )
+            state, why, seconds = (event.state, event.why, round(event.seconds, 2)) if event else ("NotRun", "", 0.0)
             rows.append({"name": stage.name, "state": state, "why": why, "seconds": seconds})
         return rows
 
