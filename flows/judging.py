@@ -106,7 +106,9 @@ def judge(study: Study, store: Store, live: Champion | None, settings: Params) -
 def predictions(study: Study, model: Model, settings: Params) -> Array:
     """N×C probabilities of the test pictures."""
     batches = study.images("test").batches(settings.evaluate.batch_size)
-    return np.concatenate([model.predict(batch) for batch in batches] or [np.empty((0, len(model.classes)), np.float32)])
+    return np.concatenate(
+        [model.predict(batch) for batch in batches] or [np.empty((0, len(model.classes)), np.float32)]
+    )
 
 
 def probe(height: int, width: int) -> Images:
@@ -131,9 +133,7 @@ def seen_drift(store: Store, settings: Params) -> drift.Drift | None:
     reference = Traffic.from_json(recorded)
     numbers = [move.number for move in now.assignments if move.version == current.version and move.stage == PROD]
     files = [
-        file
-        for number in numbers
-        for file in sorted((store.root / "monitoring" / PROD / str(number)).glob("*.json"))
+        file for number in numbers for file in sorted((store.root / "monitoring" / PROD / str(number)).glob("*.json"))
     ]
     days = sorted({file.name[:10] for file in files})[-settings.retrain.drift_days :]
     sums = (Traffic.from_json(json.loads(file.read_text(encoding="utf-8"))) for file in files if file.name[:10] in days)

@@ -70,7 +70,9 @@ def start_server(root: Path, port: int) -> None:
         try:
             probe.bind(("127.0.0.1", port))
         except OSError as error:
-            raise GraftError(f"port {port} is taken ({error.strerror}); stop what holds it, or choose another: --port") from error
+            raise GraftError(
+                f"port {port} is taken ({error.strerror}); stop what holds it, or choose another: --port"
+            ) from error
     url = f"http://127.0.0.1:{port}"
     known = _known(root)
     known.parent.mkdir(parents=True, exist_ok=True)

@@ -44,7 +44,9 @@ def promote(store: Store, version: Version, why: str, servers: Sequence[str]) ->
             raise
         store.assign(store.read().version(before.version), f"Roll back to {before.version}: {error}")
         settle(store, servers)
-        raise GraftError(f"{version.name} was promoted and failed ({error}); prod is back at {before.version}") from error
+        raise GraftError(
+            f"{version.name} was promoted and failed ({error}); prod is back at {before.version}"
+        ) from error
     return move
 
 

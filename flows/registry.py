@@ -105,7 +105,9 @@ class Store:
             registry.ARTIFACT
         )
         if not found:
-            raise InputError(f"dvc.yaml has no artifact {registry.ARTIFACT}; add it with the path of the exported model")
+            raise InputError(
+                f"dvc.yaml has no artifact {registry.ARTIFACT}; add it with the path of the exported model"
+            )
         return str(found["path"])
 
     def producer(self, path: str) -> str:
@@ -143,7 +145,9 @@ class Store:
             tag = registry.version_tag(name)
             text = registry.message(sentence, {**record, "version": name, "model": model})
             try:
-                self._name({f"refs/tags/{tag}": (self._tag_object(tag, commit, text), None), **self._move(commit, before)})
+                self._name(
+                    {f"refs/tags/{tag}": (self._tag_object(tag, commit, text), None), **self._move(commit, before)}
+                )
             except Taken:
                 self.fetch()
                 continue
@@ -169,7 +173,9 @@ class Store:
             except Taken:
                 self.fetch()
                 continue
-        raise GraftError(f"other writers moved {stage} {ATTEMPTS} times in a row; look with `graft versions`, try again")
+        raise GraftError(
+            f"other writers moved {stage} {ATTEMPTS} times in a row; look with `graft versions`, try again"
+        )
 
     def push_data(self) -> None:
         """Push what the workspace's dvc.lock names to the DVC remote, where one is set.
@@ -241,7 +247,9 @@ class Store:
         commits = {version.commit for version in versions}
         form = _FIELD.join(("%(refname)", "%(*objectname)"))
         lines = (line.split(_FIELD) for line in self._git("for-each-ref", f"--format={form}", "refs/tags").splitlines())
-        names = [name for name, commit in lines if commit in commits and name.startswith(f"refs/tags/{registry.ARTIFACT}")]
+        names = [
+            name for name, commit in lines if commit in commits and name.startswith(f"refs/tags/{registry.ARTIFACT}")
+        ]
         if names and self.remote is not None:
             self._git("push", "--quiet", "--atomic", self.remote, *(f":{name}" for name in names))
         self._git("update-ref", "--stdin", text="".join(f"delete {name}\n" for name in names))

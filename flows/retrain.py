@@ -107,7 +107,9 @@ def _night(store: Store, settings: params.Params, accept_data: bool, force: bool
     if decision.outcome != "promote":
         return _settled(store, settings, live, decision)
     if settings.retrain.require_approval and not telling.approved(decision, settings.retrain.approval_hours):
-        return _settled(store, settings, live, Decision("keep", "nobody approved it", decision.checks, decision.challenger))
+        return _settled(
+            store, settings, live, Decision("keep", "nobody approved it", decision.checks, decision.challenger)
+        )
     version: Version = _register(store, decision, record)
     return _promoted(store, settings, version, decision, live)
 
@@ -125,7 +127,9 @@ def _trained(
             return gate.refused("delivery", f"the delivery cannot be prepared: {error}")
         get_run_logger().info("%s", intake.changes(before, intake.pictures(Study(store.root))))
     if live is not None and not accept_data and (said := _intake(Study(store.root), live, settings)):
-        return gate.refused("delivery", f"the delivery is not trained on: {'; '.join(said)}; if it is right, --accept-data")
+        return gate.refused(
+            "delivery", f"the delivery is not trained on: {'; '.join(said)}; if it is right, --accept-data"
+        )
     if found.stages:
         _run(store.root, ())
     return None
@@ -156,9 +160,7 @@ def _intake(study: Study, live: judging.Champion, settings: params.Params) -> li
 
 
 @step
-def _judge(
-    store: Store, live: judging.Champion | None, settings: params.Params
-) -> tuple[Decision, dict[str, Any]]:
+def _judge(store: Store, live: judging.Champion | None, settings: params.Params) -> tuple[Decision, dict[str, Any]]:
     decision, record = judging.judge(Study(store.root), store, live, settings)
     for check in decision.checks:
         get_run_logger().info("%s: %s", "passed" if check.passed else "failed", check.says)

@@ -37,8 +37,7 @@ def look(reference: Traffic, served: Traffic, limits: Retrain) -> Drift | None:
     classes = psi(reference.class_counts, served.class_counts)
     confidence = psi(reference.confidence, served.confidence)
     p_values = {
-        name: two_sample(reference.feature_counts[row], served.feature_counts[row])
-        for row, name in enumerate(FEATURES)
+        name: two_sample(reference.feature_counts[row], served.feature_counts[row]) for row, name in enumerate(FEATURES)
     }
     alarms = [
         f"the {what} moved: PSI {value:.2f}, alarm from {limits.max_psi} (retrain.max_psi)"
@@ -49,8 +48,7 @@ def look(reference: Traffic, served: Traffic, limits: Retrain) -> Drift | None:
     moved = [name for name, p in p_values.items() if p < limits.min_drift_p / len(FEATURES)]
     if moved:
         alarms.append(
-            f"the pictures look different in {', '.join(moved)}: "
-            f"p = {min(p_values.values()):.1g} (retrain.min_drift_p)"
+            f"the pictures look different in {', '.join(moved)}: p = {min(p_values.values()):.1g} (retrain.min_drift_p)"
         )
     return Drift(served.images, classes, confidence, p_values, tuple(alarms))
 

@@ -80,7 +80,9 @@ def decide(
         return Decision("promote", why, tuple(checks), accuracy)
     fair = np.ones(len(labels), bool) if unseen is None else unseen
     if not fair.any():
-        checks.append(Check("better", False, "the champion was trained on every test picture: nothing fair to compare on"))
+        checks.append(
+            Check("better", False, "the champion was trained on every test picture: nothing fair to compare on")
+        )
         return Decision("keep", checks[-1].says, tuple(checks), accuracy, metrics.accuracy(champion, labels))
     rivals, truth = (champion[fair], challenger[fair]), labels[fair]
     test = metrics.mcnemar(*(rival.argmax(axis=1) == truth for rival in rivals))

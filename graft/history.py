@@ -123,7 +123,9 @@ def _legend() -> list[str]:
         parts.append(f'<circle cx="{x + 5:.0f}" cy="14" r="4.5" fill="{colour}"/>')
         parts.append(_text(x + 15, 18, NAMES[outcome], "start"))
         x += 130
-    parts.append(f'<line x1="{x:.0f}" x2="{x + 18:.0f}" y1="14" y2="14" stroke="{COLOURS["promote"]}" stroke-width="1.5"/>')
+    parts.append(
+        f'<line x1="{x:.0f}" x2="{x + 18:.0f}" y1="14" y2="14" stroke="{COLOURS["promote"]}" stroke-width="1.5"/>'
+    )
     parts.append(_text(x + 24, 18, "live model when promoted", "start"))
     return parts
 

@@ -1,1 +1,1 @@
-"""Commands by subject, each a thin shell: heavy rooms are imported only by the command that needs them."""
+"""Commands of the line that are longer than a call: thin over the rooms, heavy imports inside."""

@@ -162,7 +162,9 @@ def prune(
         store.fetch()
         found = pruning.prune(store, keep, dry=dry, cloud=cloud)
     names = ", ".join(version.name for version in found.versions) or "no version"
-    typer.echo(f"{'Would forget' if dry else 'Forgot'} {names}; {'would free' if dry else 'freed'} {_size(found.bytes)}.")
+    typer.echo(
+        f"{'Would forget' if dry else 'Forgot'} {names}; {'would free' if dry else 'freed'} {_size(found.bytes)}."
+    )
 
 
 def _size(count: float) -> str:

@@ -296,25 +296,18 @@ def _label_errors(study: Study, judged: Judged, album: Album, params: Params) ->
 
 
 def _near_duplicates(study: Study, album: Album, params: Params) -> dict[str, Any]:
-    test, found = study.images("test"), []
-    for split in ("train", "validation"):
-        for pair in near_duplicates.pairs(test, study.images(split), params.evaluate.near_duplicate):
-            found.append((split, pair))
-    found.sort(key=lambda item: -item[1].similarity)
+    others = {split: study.images(split) for split in ("train", "validation")}
+    found = near_duplicates.pairs(study.images("test"), others, params.evaluate.near_duplicate)
     listed = [
         {
             "test": album.add("test", pair.test),
-            "other": album.add(split, pair.other),
+            "other": album.add(pair.split, pair.other),
             "similarity": pair.similarity,
             "mirrored": pair.mirrored,
         }
-        for split, pair in found[: params.evaluate.gallery]
+        for pair in found[: params.evaluate.gallery]
     ]
-    return {
-        "least": params.evaluate.near_duplicate,
-        "count": len({pair.test for _, pair in found}),
-        "listed": listed,
-    }
+    return {"least": params.evaluate.near_duplicate, "count": len(found), "listed": listed}
 
 
 def _map(study: Study, judged: Judged, album: Album, params: Params) -> dict[str, Any] | None:

@@ -95,20 +95,21 @@
 
   // Heat maps: the confidence that covering a patch costs, smoothed over the picture.
   document.querySelectorAll("canvas[data-heat]").forEach((canvas) => {
-    const heat = JSON.parse(canvas.dataset.heat);
+    // Patch centres run from one to seven eighths of a side: repeated at the edges, the grid covers the picture.
+    const edged = (list) => [list[0], ...list, list[list.length - 1]];
+    const heat = edged(JSON.parse(canvas.dataset.heat).map(edged));
     const most = Math.max(0.05, ...heat.flat());
     const small = element("canvas", { width: heat[0].length, height: heat.length });
     const pixels = small.getContext("2d").createImageData(small.width, small.height);
     heat.flat().forEach((value, index) => {
-      const share = Math.max(0, value) / most;
-      pixels.data.set([255, 60 + 170 * share, 20, 215 * share], 4 * index);
+      const share = (Math.max(0, value) / most) ** 1.5;
+      pixels.data.set([255, 70 + 150 * share, 30, 190 * share], 4 * index);
     });
     small.getContext("2d").putImageData(pixels, 0, 0);
     const context = canvas.getContext("2d");
     context.imageSmoothingQuality = "high";
-    // Patch centres run from an eighth to seven eighths of the side, so the grid covers that much and its edges.
-    const edge = canvas.width / 16;
-    context.drawImage(small, edge, edge, canvas.width - 2 * edge, canvas.height - 2 * edge);
+    const cell = canvas.width / (small.width - 1);
+    context.drawImage(small, -cell / 2, -cell / 2, canvas.width + cell, canvas.height + cell);
   });
 
   // The map of the features.

@@ -81,10 +81,15 @@ def headline(record: Mapping[str, Any]) -> Headline:
         f"(95 % interval {signed(against['low'])} to {signed(against['high'])}, {p_value(against['p_value'])}), {sure}."
     )
     if gain > 0 and "frozen head" in rivals and control != "frozen head":
-        sentence += (
-            f" Fine-tuning accounts for {signed(rivals['frozen head']['against']['difference'])} of it."
-        )
+        sentence += f" {_finetuning(rivals['frozen head'])}"
     return Headline(title, sentence)
+
+
+def _finetuning(frozen: Mapping[str, Any]) -> str:
+    share = frozen["against"]["difference"]
+    if share < 0:
+        return f"Fine-tuning took {points(-share)} away: the frozen head alone has {percent(frozen['value'])}."
+    return f"Fine-tuning accounts for {points(share)} of it."
 
 
 def failings(record: Mapping[str, Any]) -> list[str]:

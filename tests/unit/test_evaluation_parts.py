@@ -176,9 +176,8 @@ def test_copies_across_splits_are_found_through_jpeg_brightness_and_mirrors(
     train[3] = corrupt(pictures[:1], "jpeg", 2, 0)[0]
     train[4] = corrupt(pictures[1:2], "brightness", 1, 0)[0]
     train[5] = pictures[2, :, ::-1]
-    found = near_duplicates.pairs(
-        store(tmp_path, "test.images", pictures), store(tmp_path, "train.images", train), 0.95
-    )
+    test, other = store(tmp_path, "test.images", pictures), store(tmp_path, "train.images", train)
+    found = near_duplicates.pairs(test, {"train": other}, 0.95)
     assert {(pair.test, pair.other, pair.mirrored) for pair in found} == {
         (0, 3, False),
         (1, 4, False),
@@ -192,12 +191,14 @@ def test_pictures_that_are_all_alike_are_no_duplicates(tmp_path: Path) -> None:
     bar[:, 14:18] = 200
     alike = np.clip(bar + np.random.default_rng(1).normal(0, 8, (60, 32, 32, 3)), 0, 255).astype(np.uint8)
     test, train = store(tmp_path, "test.images", alike[:20]), store(tmp_path, "train.images", alike[20:])
-    assert near_duplicates.pairs(test, train, 0.95) == []
+    assert near_duplicates.pairs(test, {"train": train}, 0.95) == []
 
 
 def test_plain_pictures_are_like_none(tmp_path: Path) -> None:
     plain = np.full((3, 32, 32, 3), 80, np.uint8)
-    assert near_duplicates.pairs(store(tmp_path, "a", plain), store(tmp_path, "b", plain), 0.95) == []
+    assert (
+        near_duplicates.pairs(store(tmp_path, "a", plain), {"train": store(tmp_path, "b", plain)}, 0.95) == []
+    )
 
 
 def test_the_album_stores_each_picture_once_in_its_place(pictures: np.ndarray, tmp_path: Path) -> None:
