@@ -47,7 +47,8 @@ class Look:
         if self.judge:
             return "the model in this folder has not been judged yet"
         if self.drift and self.drift.alarms:
-            return f"nothing changed, but what is served drifted ({'; '.join(self.drift.alarms)}); new labelled pictures are wanted"
+            alarms = "; ".join(self.drift.alarms)
+            return f"nothing changed, but what is served drifted ({alarms}); new labelled pictures are wanted"
         return "nothing changed since the last decision"
 
 

@@ -21,7 +21,7 @@ from flows import judging
 from flows.registry import Store
 from graft.errors import GraftError, InputError
 from graft.inference import open_model
-from graft.registry import PROD, Assignment, Version
+from graft.registry import Assignment, Version
 
 SWAP_SECONDS = 60.0
 TOLERANCE = 0.02  # a server on a GPU rounds otherwise

@@ -66,7 +66,7 @@ class Store:
         out = self._git("for-each-ref", f"--format={form}{_RECORD}", "refs/tags")
         tags = []
         for line in out.split(_RECORD):
-            name, commit, created, text = (line.strip("\n").split(_FIELD, 3) + ["", "", ""])[:4]
+            name, commit, created, text = [*line.strip("\n").split(_FIELD, 3), "", "", ""][:4]
             if commit:  # a lightweight tag points at no tag object, and DVC does not see it either
                 tags.append(Tag(name, commit, created, text))
         return registry.read(tags)

@@ -25,7 +25,7 @@ from prefect.context import FlowRunContext
 from prefect.events import emit_event
 from prefect.exceptions import FlowPauseTimeout
 from prefect.flow_runs import pause_flow_run
-from prefect.types._datetime import now
+from prefect.types._datetime import DateTime
 
 from flows.registry import Store
 from graft import history
@@ -54,7 +54,7 @@ def superseded() -> str | None:
             flow_run_filter=FlowRunFilter(
                 deployment_id=FlowRunFilterDeploymentId(any_=[run.deployment_id]),
                 state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.SCHEDULED, StateType.PENDING])),
-                expected_start_time=FlowRunFilterExpectedStartTime(after_=run.expected_start_time, before_=now("UTC")),
+                expected_start_time=FlowRunFilterExpectedStartTime(after_=run.expected_start_time, before_=DateTime.now("UTC")),
             )
         )
     times = [other.expected_start_time for other in late if other.auto_scheduled and other.id != run.id]

@@ -170,7 +170,7 @@ def predict(
 def serve(
     model: Annotated[
         list[Path] | None,
-        typer.Option(help="An exported file, a folder NAME/VERSION/model.onnx (repeatable), or prod: the live version."),
+        typer.Option(help="An exported file or a folder NAME/VERSION/model.onnx, repeatable; or prod, the live version."),
     ] = None,
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 is every one.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 picks a free one.")] = 8000,

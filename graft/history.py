@@ -71,7 +71,8 @@ def plot(records: Sequence[Mapping[str, Any]]) -> str:
     for record, (x, y) in zip(shown, points, strict=True):
         title = f"{record['time'][:10]}: {record['accuracy']:.2%}, {NAMES[record['outcome']]}"
         parts.append(
-            f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{radius}" fill="{COLOURS[record["outcome"]]}"><title>{title}</title></circle>'
+            f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{radius}" fill="{COLOURS[record["outcome"]]}">'
+            f"<title>{title}</title></circle>"
         )
     return _svg("\n".join([*parts, *_legend()]))
 

@@ -67,7 +67,7 @@ def changes(before: Pictures, after: Pictures) -> Changes:
 
 def class_counts(study: Study) -> dict[str, int]:
     """Training and validation pictures of each class."""
-    counts: Counter[str] = Counter({name: 0 for name in study.classes})
+    counts: Counter[str] = Counter(dict.fromkeys(study.classes, 0))
     for split in ("train", "validation"):
         for label, images in zip(*np.unique(study.labels(split), return_counts=True), strict=True):
             counts[study.classes[int(label)]] += int(images)
