@@ -323,6 +323,39 @@ def _show_comparison(found: Comparison, page: Path) -> None:
     console.print(f"\nWith pictures: {page}", markup=False)
 
 
+@app.command()
+def doctor() -> None:
+    """Say what is installed, what computes here, and how to mend what does not."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    from graft.doctor import examine
+
+    try:
+        project: Path | None = find_project()
+    except InputError:
+        project = None
+    console = Console(highlight=False)
+    with console.status("Trying each provider …"):
+        findings = examine(project)
+    marks = {"fine": "[green]✓[/]", "absent": "[dim]–[/]", "problem": "[red]✗[/]"}
+    table = Table(box=None, show_header=False, pad_edge=False)
+    section = ""
+    for finding in findings:
+        heading = "" if finding.section == section else finding.section
+        section = finding.section
+        style = "dim" if finding.state == "absent" else ""
+        table.add_row(heading, marks[finding.state], escape(finding.subject), f"[{style or 'default'}]{escape(finding.found)}[/]")
+        if finding.mend:
+            table.add_row("", "", "", f"[bold]mend:[/] {escape(finding.mend)}")
+    console.print(table)
+    problems = sum(finding.state == "problem" for finding in findings)
+    console.print(f"\n{problems} problem{'s' if problems != 1 else ''} found." if problems else "\nNo problems found.")
+    if problems:
+        raise typer.Exit(1)
+
+
 registry.add(app)
 
 
