@@ -29,6 +29,7 @@ class Results:
     params_diff: list[dict[str, Any]]
     pictures: dict[str, str]
     places: dict[str, Path]
+    brief: str | None
 
 
 def collect(repo: Any, stages: Iterable[Any]) -> Results:
@@ -36,12 +37,14 @@ def collect(repo: Any, stages: Iterable[Any]) -> Results:
     from dvc.scm import NoSCM
 
     committed = not isinstance(repo.scm, NoSCM) and not repo.scm.no_commits
+    found = places(repo, stages)
     return Results(
         metrics=metrics(repo),
         metrics_diff=against_last_commit(repo.metrics.diff(all=True)) if committed else [],
         params_diff=against_last_commit(repo.params.diff()) if committed else [],
         pictures=pictures(stages),
-        places=places(repo, stages),
+        places=found,
+        brief=brief(Path(repo.root_dir), found),
     )
 
 
@@ -79,6 +82,12 @@ def places(repo: Any, stages: Iterable[Any]) -> dict[str, Path]:
             if page.suffix == ".html":
                 found.setdefault("report", page)
     return {name: path.relative_to(root) for name, path in found.items() if path.exists()}
+
+
+def brief(root: Path, found: dict[str, Path]) -> str | None:
+    """The text of the artifact named `summary`, where dvc.yaml names one in Markdown."""
+    path = root / found["summary"] if "summary" in found else None
+    return path.read_text(encoding="utf-8") if path and path.suffix == ".md" else None
 
 
 def pictures(stages: Iterable[Any]) -> dict[str, str]:

@@ -195,6 +195,7 @@ class Run:
             params=results.params_diff,
             pictures=results.pictures,
             report=(self._root / results.places["report"]).as_uri() if "report" in results.places else None,
+            brief=results.brief,
         )
 
     def _rows(self) -> list[dict[str, Any]]:
