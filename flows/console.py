@@ -25,6 +25,8 @@ _COLOURS = {
 }
 # Where nothing can be redrawn, a long loop says where it is this often.
 LINE_SECONDS = 10.0
+# How many numbers of a metrics file are worth the end of a run: a file begins with its main ones.
+METRICS = 8
 
 
 class Screen:
@@ -141,16 +143,19 @@ class Screen:
         self._console.print(done)
 
     def metrics(self, files: dict[str, Any]) -> None:
-        """The main metrics: the numbers at the top of each metrics file."""
+        """The main metrics: the first numbers of each metrics file."""
         table = Table(box=None, pad_edge=False, show_header=False)
         for file, values in files.items():
-            for name, value in values.items():
+            for name, value in list(values.items())[:METRICS]:
                 table.add_row(escape(name), f"{value:.4f}" if isinstance(value, float) else str(value), f"[dim]{file}")
+            if len(values) > METRICS:
+                table.add_row("[dim]…[/]", "", f"[dim]{len(values) - METRICS} more in {escape(file)}")
         if table.row_count:
             self._console.print()
             self._console.print(table)
 
     def results(self, paths: dict[str, Path]) -> None:
         """Where the things lie that a run makes for people."""
+        width = max(map(len, paths), default=0)
         for name, path in paths.items():
-            self._console.print(f"[bold]{escape(name)}[/bold]  {escape(os.fspath(path))}")
+            self._console.print(f"[bold]{escape(name):<{width}}[/bold]  {escape(os.fspath(path))}")

@@ -182,8 +182,8 @@ def pipeline(
     """Bring the repository at `repo` up to date with its dvc.yaml.
 
     Args:
-        repo: a folder inside a DVC repository.
-        targets: stages to bring up to date, with what they need; none means all.
+        repo: the folder of a dvc.yaml inside a DVC repository.
+        targets: stages or dvc.yaml files to bring up to date, with what they need; none means the folder's own.
         force: run the stages even where nothing changed.
         isolate: give each stage a process of its own.
         wait: where another run holds the repository, wait for it instead of failing.

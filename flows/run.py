@@ -55,7 +55,8 @@ class Run:
         self._prepare = prepare
         self._observer: subprocess.Popen[bytes] | None = None
         self._screen = Screen()
-        self._root = find_root(Path(request.repo))
+        self._folder = Path(request.repo).resolve()
+        self._root = find_root(self._folder)
         self._mark = orphans.mark(self._root, uuid.uuid4().hex)
         self._lock = threading.Lock()
         self._settled: dict[str, events.Finished | events.Failed] = {}
@@ -89,7 +90,7 @@ class Run:
             yield
 
     def _worked(self) -> int:
-        self._project = Project(self._root)
+        self._project = Project(self._root, self._folder)
         self._stages = self._project.plan(self._request.targets)
         if self._link is None and not self._request.force and not any(stage.reason for stage in self._stages):
             self._screen.begin([stage.name for stage in self._stages])
@@ -266,7 +267,7 @@ def _stoppable() -> Iterator[None]:
 
 def show_status(repo: Path, targets: tuple[str, ...]) -> None:
     """Print what a run would do and why; changes nothing and needs neither lock nor server."""
-    root = find_root(repo)
+    folder, root = repo.resolve(), find_root(repo)
     os.chdir(root)
-    stages = Project(root).plan(targets)
+    stages = Project(root, folder).plan(targets)
     Screen().plan([(stage.name, stage.needs, stage.reason) for stage in stages])
