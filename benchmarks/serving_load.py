@@ -72,7 +72,10 @@ class _Client(asyncio.Protocol):
 def http_request(path: str, body: bytes, headers: dict[str, str]) -> bytes:
     """The bytes of one POST on a connection that stays open."""
     lines = "".join(f"{key}: {value}\r\n" for key, value in headers.items())
-    return f"POST {path} HTTP/1.1\r\nhost: localhost\r\ncontent-length: {len(body)}\r\n{lines}\r\n".encode() + body
+    return (
+        f"POST {path} HTTP/1.1\r\nhost: localhost\r\ncontent-length: {len(body)}\r\n{lines}\r\n".encode()
+        + body
+    )
 
 
 def closed_loop(port: int, requests: list[bytes], clients: int, warm_up: float, seconds: float) -> Result:
@@ -80,9 +83,14 @@ def closed_loop(port: int, requests: list[bytes], clients: int, warm_up: float, 
     return uvloop.run(_closed(port, requests, clients, warm_up, seconds))
 
 
-def open_loop(port: int, requests: list[bytes], rate: float, seconds: float, seed: int = 7) -> Result:
-    """Requests at random (Poisson) times, `rate` a second on average; the first second is not counted."""
-    return uvloop.run(_open(port, requests, rate, seconds, seed))
+def open_loop(
+    port: int, requests: list[bytes], rate: float, seconds: float, seed: int = 7, even: bool = False
+) -> Result:
+    """Requests `rate` a second, at random (Poisson) times or evenly; the first second is not counted."""
+    rng = np.random.default_rng(seed)
+    count = int(rate * (seconds + 1))
+    gaps = np.full(count, 1 / rate) if even else rng.exponential(1 / rate, count)
+    return uvloop.run(_open(port, requests, np.cumsum(gaps), seconds))
 
 
 async def _closed(port: int, requests: list[bytes], clients: int, warm_up: float, seconds: float) -> Result:
@@ -108,7 +116,9 @@ async def _closed(port: int, requests: list[bytes], clients: int, warm_up: float
         elif not finished.done():
             finished.set_result(None)
 
-    connected = [await loop.create_connection(lambda: _Client(done), "127.0.0.1", port) for _ in range(clients)]
+    connected = [
+        await loop.create_connection(lambda: _Client(done), "127.0.0.1", port) for _ in range(clients)
+    ]
     for number, (_, client) in enumerate(connected):
         client.ask(requests[number % len(requests)], time.perf_counter())
     await finished
@@ -117,11 +127,8 @@ async def _closed(port: int, requests: list[bytes], clients: int, warm_up: float
     return Result(seconds, np.array(latencies), errors)
 
 
-async def _open(port: int, requests: list[bytes], rate: float, seconds: float, seed: int) -> Result:
+async def _open(port: int, requests: list[bytes], due: np.ndarray, seconds: float) -> Result:
     loop = asyncio.get_running_loop()
-    rng = np.random.default_rng(seed)
-    due = np.cumsum(rng.exponential(1 / rate, int(rate * (seconds + 1) * 1.5) + 10))
-    due = due[due < seconds + 1]
     latencies: list[float] = []
     idle: deque[_Client] = deque()
     everyone: list[Any] = []
