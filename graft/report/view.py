@@ -87,6 +87,8 @@ def headline(record: Mapping[str, Any]) -> Headline:
 
 def _finetuning(frozen: Mapping[str, Any]) -> str:
     share = frozen["against"]["difference"]
+    if share == 0:
+        return "Fine-tuning changed none of it."
     if share < 0:
         return f"Fine-tuning took {points(-share)} away: the frozen head alone has {percent(frozen['value'])}."
     return f"Fine-tuning accounts for {points(share)} of it."
