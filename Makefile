@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+CLIENTS := .venv-clients
 UV := $(BIN)/python -m uv
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
@@ -13,7 +14,7 @@ run: $(VENV)/.installed
 serve: $(VENV)/.installed
 	$(BIN)/graft serve
 
-test: $(VENV)/.installed-test
+test: $(VENV)/.installed-test $(CLIENTS)/.installed
 	$(BIN)/python -m pytest
 
 lint: $(VENV)/.installed-test
@@ -38,12 +39,20 @@ $(VENV)/.installed-test: requirements-test.txt $(VENV)/.installed
 	$(UV) pip install --quiet --require-hashes -r requirements-test.txt
 	touch $@
 
+# The inference clients that tests ask with pin an older protobuf than the pipeline's.
+$(CLIENTS)/.installed: tests/serving/clients/requirements.txt | $(BIN)/uv
+	$(UV) venv --quiet --clear --python $(BIN)/python $(CLIENTS)
+	$(UV) pip install --quiet --python $(CLIENTS)/bin/python --require-hashes -r $<
+	touch $@
+
 # The lock files hold versions and hashes and name no package index.
 lock: | $(BIN)/uv
 	$(UV) pip compile --quiet --universal --python-version 3.11 --no-emit-index-url --no-annotate --generate-hashes \
 	  --extra pipeline -o requirements.txt pyproject.toml
 	$(UV) pip compile --quiet --universal --python-version 3.11 --no-emit-index-url --no-annotate --generate-hashes \
 	  --extra pipeline --extra test -c requirements.txt -o requirements-test.txt pyproject.toml
+	$(UV) pip compile --quiet --universal --python-version 3.11 --no-emit-index-url --no-annotate --no-header --generate-hashes \
+	  -o tests/serving/clients/requirements.txt tests/serving/clients/requirements.in
 
 clean:
-	rm -rf $(VENV) build *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(CLIENTS) build *.egg-info .mypy_cache .pytest_cache .ruff_cache

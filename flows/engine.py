@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import queue
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -16,11 +17,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from flows.commands import Module, as_module, environment_of_stages, run_process
+from flows.commands import Module, as_module, environment_of_stages, run_command, run_process
 from flows.events import Advanced, Event, Failed, Finished, Line, Started
 from flows.faults import StageTimedOutError, Stopped, sentence
 from flows.inprocess import run_module
-from flows.project import Project, Stage
+from flows.project import Outcome, Project, Stage
+from flows.reasons import UNCHANGED
 from graft.errors import GraftError
 
 
@@ -36,6 +38,7 @@ class Engine:
         mark: str,
         force: bool,
         isolate: bool,
+        native: bool = False,
     ) -> None:
         self._project = project
         self._stages = {stage.name: stage for stage in stages}
@@ -43,6 +46,7 @@ class Engine:
         self._mark = mark
         self._force = force
         self._isolate = isolate
+        self._native = native
         self._room = threading.Semaphore(os.cpu_count() or 1)
         self._turn = threading.Lock()  # of the main thread: one stage in process at a time
         self._main: queue.Queue[Callable[[], None]] = queue.Queue()
@@ -79,18 +83,44 @@ class Engine:
         with self._room:
             begin = time.monotonic()
             try:
-                outcome = self._project.reproduce(
-                    name, force=self._force, began=lambda why: self._tell(Started(name, attempt, why))
-                )
+                reproduce = self._dvc_repro if self._native else self._reproduce
+                outcome = reproduce(name, partial(self._began, name, attempt))
                 event: Event = Finished(name, attempt, outcome.state, outcome.why, time.monotonic() - begin)
             except Stopped as stopped:
-                event = Failed(
-                    name, attempt, "Cancelled", str(stopped), time.monotonic() - begin, stopped.exit_code
-                )
+                event = Failed(name, attempt, "Cancelled", str(stopped), time.monotonic() - begin, stopped.exit_code)
             except Exception as error:
                 event = self._failed(name, attempt, error, time.monotonic() - begin)
         self._running.discard(threading.current_thread())
         self._tell(event)
+
+    def _began(self, name: str, attempt: int, why: str) -> None:
+        self._tell(Started(name, attempt, why))
+
+    def _reproduce(self, name: str, began: Callable[[str], None]) -> Outcome:
+        return self._project.reproduce(name, force=self._force, began=began)
+
+    def _dvc_repro(self, name: str, began: Callable[[str], None]) -> Outcome:
+        """The stage by DVC's own command in a process: needs nothing of DVC's private parts."""
+        why = "forced" if self._force else self._project.reason(name)
+        if why is None:
+            return Outcome("Unchanged", UNCHANGED)
+        began(why)
+        lines: list[str] = []
+
+        def on_line(text: str) -> None:
+            lines.append(text)
+            self._tell(Line(name, text))
+
+        timeout = self._stages[name].policy.timeout
+        run_process(
+            [sys.executable, "-m", "dvc", "repro", "--single-item", *(["--force"] * self._force), name],
+            str(self._project.root),
+            {**os.environ, **environment_of_stages(self._mark)},
+            on_line=on_line,
+            deadline=None if timeout is None else time.monotonic() + timeout,
+            stop=self._stop,
+        )
+        return Outcome("Ran" if any(line.startswith("Running stage") for line in lines) else "Restored", why)
 
     def _failed(self, name: str, attempt: int, error: Exception, seconds: float) -> Failed:
         fault = error if isinstance(error, GraftError) else sentence(error)
@@ -110,7 +140,7 @@ class Engine:
             if module and timeout is None and self._in_process(folder):
                 self._in_main(partial(self._run_module, name, module, folder, environment))
             else:
-                run_process(
+                run_command(
                     command,
                     folder,
                     environment,

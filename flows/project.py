@@ -123,6 +123,11 @@ class Project:
             is_data=stage.is_data_source,
         )
 
+    def reason(self, name: str) -> str | None:
+        """Why DVC would run the stage now; None where nothing changed."""
+        with translated(), self._locked():
+            return reasons.reason(self._stages[name], self._producers)
+
     def reproduce(self, name: str, *, force: bool, began: Callable[[str], None]) -> Outcome:
         """Bring one stage up to date as `dvc repro --single-item` does.
 
@@ -137,7 +142,8 @@ class Project:
             if why is None:
                 return Outcome("Unchanged", reasons.UNCHANGED)
             began(why)
-            self._keep_edited(stage)
+            if kept := self._keep_edited(stage):
+                why += f"; the edit is kept in {kept}"
             return self._bring_up_to_date(stage, why, force)
 
     def _bring_up_to_date(self, stage: Any, why: str, force: bool) -> Outcome:
@@ -146,8 +152,15 @@ class Project:
         if stage.is_data_source and not stage.is_import and in_cache and not force and _missing(stage):
             stage.checkout()
             return Outcome("Restored", f"{why}; from the cache")
+        journal.unlink(missing_ok=True)
         remote = self._repo.config["core"].get("remote")
-        done = stage.reproduce(force=force, pull=bool(remote), upstream=self._upstream[stage.addressing])
+        try:
+            done = stage.reproduce(force=force, pull=bool(remote), upstream=self._upstream[stage.addressing])
+        except Exception:
+            if not remote or journal.exists():
+                raise
+            why += f"; remote {remote} cannot be reached"
+            done = stage.reproduce(force=force, upstream=self._upstream[stage.addressing])
         if done:
             stage.dump(update_pipeline=False)
         ran = journal.exists()
@@ -189,13 +202,14 @@ class Project:
     def _journal(self, name: str) -> Path:
         return self._state / "running" / quote(name, safe="")
 
-    def _keep_edited(self, stage: Any) -> None:
-        """Set aside outputs that a person edited: DVC is about to replace them.
+    def _keep_edited(self, stage: Any) -> Path | None:
+        """Set aside outputs that a person edited, since DVC is about to replace them; return where.
 
         What an interrupted run left half done, or what the cache holds anyway, is not worth keeping.
         """
+        kept = None
         if not stage.cmd or stage.frozen or self._journal(stage.addressing).exists():
-            return
+            return None
         for out in stage.outs:
             if out.persist or not out.hash_info or not out.exists or not out.changed_checksum():
                 continue
@@ -206,6 +220,7 @@ class Project:
                 shutil.rmtree(kept)
             kept.parent.mkdir(parents=True, exist_ok=True)
             shutil.move(out.fs_path, kept)
+        return kept.relative_to(self.root) if kept else None
 
 
 def state_folder(root: Path) -> Path:
@@ -222,9 +237,7 @@ def find_root(folder: Path) -> Path:
     for candidate in (folder.resolve(), *folder.resolve().parents):
         if (candidate / ".dvc").is_dir():
             return candidate
-    raise InputError(
-        f"{folder.resolve()} is not in a DVC repository; run `git init` and `dvc init` there first"
-    )
+    raise InputError(f"{folder.resolve()} is not in a DVC repository; run `git init` and `dvc init` there first")
 
 
 def mend(root: Path) -> None:
@@ -239,13 +252,17 @@ def mend(root: Path) -> None:
             paths.unlink()  # DVC rewrites it in place; cut short, it would refuse every later command
 
 
+def in_git(root: Path) -> bool:
+    """Whether a git repository holds `root`."""
+    return any((folder / ".git").exists() for folder in (root, *root.parents))
+
+
 def _open(root: Path) -> Any:
     from dvc.repo import Repo
 
     for name in ("dvc", "dvc_objects", "dvc_data"):
         logging.getLogger(name).setLevel(logging.CRITICAL + 1)  # the engine speaks; DVC's bars obey this too
-    in_git = any((folder / ".git").exists() for folder in (root, *root.parents))
-    config = None if in_git else {"core": {"no_scm": True}}
+    config = None if in_git(root) else {"core": {"no_scm": True}}
     return Repo(os.fspath(root), config=config, _wait_for_lock=True)
 
 

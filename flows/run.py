@@ -11,19 +11,19 @@ import subprocess
 import threading
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from flows import events, orphans
+from flows import events, orphans, seam
 from flows.console import Screen
 from flows.engine import Engine
 from flows.faults import Stopped
 from flows.link import Link, Request, spawn
 from flows.locking import run_lock
-from flows.project import Project, Stage, find_root, mend, state_folder
+from flows.project import Project, Stage, find_root, in_git, mend, state_folder
 from graft.errors import GraftError
 
 # What keeps Prefect and DVC quiet and offline, unless the user said otherwise.
@@ -96,6 +96,11 @@ class Run:
             self._screen.unchanged([stage.name for stage in self._stages])
             self._show_results()
             return 0
+        if not in_git(self._root):
+            self._screen.say("There is no git here: the run works, but compares nothing with a last commit.")
+        misfit = seam.misfit()
+        if misfit:
+            self._screen.say(f"{misfit}; running every stage isolated, by DVC's own command", "yellow")
         self._engine = Engine(
             self._project,
             self._stages,
@@ -103,9 +108,10 @@ class Run:
             mark=self._mark,
             force=self._request.force,
             isolate=self._request.isolate,
+            native=bool(misfit),
         )
         self._screen.begin([stage.name for stage in self._stages])
-        with self._project.running(self._engine.run_commands):
+        with nullcontext() if misfit else self._project.running(self._engine.run_commands):
             try:
                 self._orchestrated()
             except BaseException:
@@ -114,6 +120,8 @@ class Run:
             finally:
                 self._screen.end()
         self._show_results()
+        if not self._exit_code():
+            self._screen.next_steps()
         return self._exit_code()
 
     def _orchestrated(self) -> None:
@@ -174,6 +182,8 @@ class Run:
             self._link.send(event)
         if isinstance(event, events.Finished | events.Failed):
             self._settled[event.stage] = event
+            if len(self._settled) == len(self._stages):
+                self._screen.waiting()
             self._head_start()
 
     def _report(self) -> events.Reported:
@@ -184,15 +194,14 @@ class Run:
             params=results.params_diff,
             pictures=results.pictures,
             report=(self._root / results.places["report"]).as_uri() if "report" in results.places else None,
+            brief=results.brief,
         )
 
     def _rows(self) -> list[dict[str, Any]]:
         rows = []
         for stage in self._stages:
             event = self._settled.get(stage.name)
-            state, why, seconds = (
-                (event.state, event.why, round(event.seconds, 2)) if event else ("NotRun", "", 0.0)
-            )
+            state, why, seconds = (event.state, event.why, round(event.seconds, 2)) if event else ("NotRun", "", 0.0)
             rows.append({"name": stage.name, "state": state, "why": why, "seconds": seconds})
         return rows
 

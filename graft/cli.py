@@ -13,12 +13,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 import graft
+from graft.commands import registry
 from graft.errors import GraftError, InputError
 
 if TYPE_CHECKING:
     from graft.comparison import Comparison
 
 MODEL = Path("models/onnx")
+PROD = "prod"  # follows the registry
+FOLLOW_SECONDS = 2.0
 LISTED = 10  # pictures that changed sides, in the terminal
 
 app = typer.Typer(
@@ -103,6 +106,32 @@ def status(
 
 
 @app.command()
+def init(
+    folder: Annotated[Path, typer.Argument(help="A folder, zip or tar with a folder of pictures for each class.")],
+) -> None:
+    """Point params.yaml at your own pictures."""
+    from graft.commands import project
+
+    project.init(find_project(), folder)
+
+
+@app.command()
+def pretrain(
+    assignments: Annotated[
+        list[str] | None,
+        typer.Option("-S", "--set", metavar="KEY=VALUE", help="Where CIFAR-10 is, such as data.path; repeatable."),
+    ] = None,
+    epochs: Annotated[int, typer.Option(min=1, help="About a minute each on two cores.")] = 24,
+    output: Annotated[Path | None, typer.Option(help="Folder for weights and card. [default: the package's]")] = None,
+) -> None:
+    """Make the bundled weights again: a quarter-width VGG16 trained on CIFAR-10."""
+    from graft.commands import project
+
+    command = " ".join(["graft pretrain", *(f"-S {assignment}" for assignment in assignments or []), f"--epochs {epochs}"])
+    project.pretrain(find_project(), assignments or [], epochs, output, command)
+
+
+@app.command()
 def predict(
     files: Annotated[list[Path], typer.Argument(help="Pictures: JPEG, PNG, WebP, GIF, BMP, TIFF, PPM.")],
     model: Annotated[
@@ -141,7 +170,7 @@ def predict(
 def serve(
     model: Annotated[
         list[Path] | None,
-        typer.Option(help="An exported file, or a folder NAME/VERSION/model.onnx; repeatable."),
+        typer.Option(help="An exported file or a folder NAME/VERSION/model.onnx, repeatable; or prod, the live version."),
     ] = None,
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 is every one.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 picks a free one.")] = 8000,
@@ -158,6 +187,9 @@ def serve(
     max_queue_delay: Annotated[float, typer.Option(min=0, help="Seconds to wait for a fuller batch.")] = 0,
     max_queue_size: Annotated[int, typer.Option(min=1, help="Pictures that may wait.")] = 512,
     max_body: Annotated[int, typer.Option(min=1, help="Largest request in MiB.")] = 32,
+    patience: Annotated[
+        float, typer.Option(min=0.1, help="Seconds a client may take to send a request.")
+    ] = 30,
     api_keys: Annotated[
         Path | None, typer.Option(help="File of keys, one a line; without it everybody may ask.")
     ] = None,
@@ -190,8 +222,12 @@ def serve(
     from serving import settings
     from serving.commands import read_keys, serve_models
 
-    if traffic is None and model is None:
+    if traffic is None and model in (None, [Path(PROD)]):
         traffic = find_project() / "monitoring"
+    if model == [Path(PROD)]:
+        from flows.promotion import followed
+
+        model, follow = [followed(find_project())], follow or FOLLOW_SECONDS
     serve_models(
         model or [find_file(find_project() / MODEL, provider, precision)],
         versions,
@@ -206,7 +242,7 @@ def serve(
             batching=settings.Batching(
                 max_batch_size=max_batch_size, max_queue_delay=max_queue_delay, max_queue_size=max_queue_size
             ),
-            limits=settings.Limits(max_body_bytes=max_body * settings.MIB),
+            limits=settings.Limits(max_body_bytes=max_body * settings.MIB, patience=patience),
             security=settings.Security(
                 api_keys=read_keys(api_keys),
                 cors_origins=tuple(cors_origin or ()),
@@ -318,6 +354,9 @@ def doctor() -> None:
     console.print(f"\n{problems} problem{'s' if problems != 1 else ''} found." if problems else "\nNo problems found.")
     if problems:
         raise typer.Exit(1)
+
+
+registry.add(app)
 
 
 def main() -> None:

@@ -42,7 +42,7 @@ async def _read_raw(headers: Mapping[bytes, bytes], receive: Receive, limits: Li
     chunks = bytearray()
     read = 0
     try:
-        async with asyncio.timeout(limits.body_seconds):
+        async with asyncio.timeout(limits.patience):
             while True:
                 if message["type"] == "http.disconnect":
                     raise Gone
@@ -57,7 +57,7 @@ async def _read_raw(headers: Mapping[bytes, bytes], receive: Receive, limits: Li
                     break
                 message = await receive()
     except TimeoutError:
-        text = f"the body did not arrive within {limits.body_seconds:g} s"
+        text = f"the body did not arrive within {limits.patience:g} s"
         raise RequestError(408, text, {"connection": "close"}) from None
     if oversized:
         text = f"the body is longer than {limits.max_body_bytes} bytes"

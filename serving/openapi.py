@@ -11,12 +11,14 @@ from starlette.routing import Route
 import graft
 from graft.inference import INPUT, OUTPUT
 from serving.context import Context
-from serving.pictures import DEFAULT_TOP_K
+from serving.pictures import DEFAULT_TOP_K, MOST_TOP_K
 from serving.v2 import answer
 
 Json = dict[str, Any]
 
 _ERROR: Json = {"type": "object", "required": ["error"], "properties": {"error": {"type": "string"}}}
+# A picture of one grey pixel, so that examples can be tried as they stand.
+_PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNoAAAAggCBd81ytgAAAABJRU5ErkJggg=="
 _MEANINGS = {
     400: "The request is wrong; the sentence says what and how to mend it",
     401: "An API key is wanted",
@@ -42,6 +44,7 @@ def routes(context: Context) -> list[Route]:
 def describe(context: Context) -> Json:
     """The OpenAPI 3.1 document for the models served now."""
     names = context.repository.names
+    versions = sorted({version.version for version in context.repository.versions()})
     return {
         "openapi": "3.1.0",
         "info": {
@@ -52,7 +55,7 @@ def describe(context: Context) -> Json:
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
         },
         "tags": [{"name": "People"}, {"name": "Open Inference Protocol"}, {"name": "Operation"}],
-        "paths": {**_people(), **_protocol(names), **_operation()},
+        "paths": {**_people(), **_protocol(names, versions), **_operation()},
         "components": {
             "schemas": {
                 "Error": _ERROR,
@@ -84,7 +87,9 @@ def _people() -> Json:
         runs={"type": "integer"},
         heat={"type": "array", "items": {"type": "array", "items": {"type": "number"}}},
     )
-    top_k = _query("top_k", {"type": "integer", "minimum": 1, "maximum": 999_999, "default": DEFAULT_TOP_K})
+    top_k = _query(
+        "top_k", {"type": "integer", "minimum": 1, "maximum": MOST_TOP_K, "default": DEFAULT_TOP_K}
+    )
     label = _query("label", {"type": "string"})
     return {
         "/v1/models": _path("get", "The models served", "People", _record(models={"type": "array"})),
@@ -102,9 +107,9 @@ def _people() -> Json:
     }
 
 
-def _protocol(names: list[str]) -> Json:
+def _protocol(names: list[str], versions: list[str]) -> Json:
     model = {"name": "model", "in": "path", "required": True, "schema": {"type": "string", "enum": names}}
-    version = {"name": "version", "in": "path", "required": True, "schema": {"type": "string"}}
+    version = model | {"name": "version", "schema": {"type": "string", "enum": versions}}
     tag = "Open Inference Protocol"
     anything = {"type": "object"}
     paths = {
@@ -151,7 +156,7 @@ def _operation() -> Json:
 
 def _pictures() -> Json:
     options: Json = {
-        "top_k": {"type": "integer", "minimum": 1},
+        "top_k": {"type": "integer", "minimum": 1, "maximum": MOST_TOP_K},
         "model": {"type": "string"},
         "version": {"type": "string"},
         "label": {"type": "string"},
@@ -174,7 +179,8 @@ def _pictures() -> Json:
                     "required": ["images"],
                     "additionalProperties": False,
                     "properties": {"images": images, **options},
-                }
+                },
+                "example": {"images": [_PIXEL], "top_k": 3},
             },
             "image/*": {"schema": picture},
         },

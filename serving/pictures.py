@@ -12,10 +12,12 @@ import binascii
 import functools
 import time
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from python_multipart.exceptions import MultipartParseError
 from starlette.datastructures import FormData, Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
@@ -35,8 +37,35 @@ from serving.settings import Limits
 from serving.v2 import answer
 
 _FORM, _JSON = "multipart/form-data", "application/json"
-_OPTIONS = ("top_k", "model", "version", "label")
 DEFAULT_TOP_K = 5
+MOST_TOP_K = 999_999
+
+
+class Options(BaseModel):
+    """What is wanted of the pictures; forms and queries bring it as text, JSON with its own types."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", strict=True)
+
+    top_k: Annotated[int, Field(ge=1, le=MOST_TOP_K)] = DEFAULT_TOP_K
+    model: str = ""
+    version: str = ""
+    label: str = ""
+
+    @classmethod
+    def read(cls, texts: Mapping[str, str], document: Mapping[str, Any] | None = None) -> Options:
+        """From texts, which a JSON document overrides.
+
+        Raises:
+            BadRequest: a value is of the wrong type or out of range.
+        """
+        given: dict[str, Any] = dict(texts)
+        if given.get("top_k", "").isdecimal():
+            given["top_k"] = int(given["top_k"][:9])
+        try:
+            return cls.model_validate({**given, **(document or {})})
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_input=False)[0]
+            raise BadRequest(f"{first['loc'][0]}: {first['msg']}") from None
 
 
 @dataclass(frozen=True)
@@ -45,24 +74,7 @@ class Upload:
 
     names: list[str]
     pictures: list[bytes]
-    options: Mapping[str, Any]
-
-    @property
-    def top_k(self) -> int:
-        """How many labels a picture."""
-        value = self.options.get("top_k", DEFAULT_TOP_K)
-        if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 7:
-            value = int(value)
-        if type(value) is not int or value < 1:
-            raise BadRequest("top_k must be a whole number of at least 1")
-        return value
-
-    def text(self, key: str) -> str | None:
-        """An option that is a string."""
-        value = self.options.get(key)
-        if value is not None and not isinstance(value, str):
-            raise BadRequest(f"{key} must be a string")
-        return value or None
+    options: Options
 
 
 def routes(context: Context) -> list[Route]:
@@ -84,11 +96,10 @@ class _Endpoints:
 
     async def classify(self, request: Request) -> Response:
         upload = await read_upload(request, self._context.settings.limits)
-        top_k = upload.top_k
         with self._lease(upload) as version:
             probabilities = await _predict(version, await self._decode(upload, version))
             results = [
-                {"name": name, "predictions": best(row, version.model.classes, top_k)}
+                {"name": name, "predictions": best(row, version.model.classes, upload.options.top_k)}
                 for name, row in zip(upload.names, probabilities, strict=True)
             ]
             return answer({"model": version.name, "version": version.version, "results": results})
@@ -99,13 +110,11 @@ class _Endpoints:
             raise BadRequest(f"a heat map is made of one picture. Received: {len(upload.pictures)}")
         with self._lease(upload) as version:
             classes = version.model.classes
-            label = upload.text("label")
-            if label is not None and label not in classes:
+            label = upload.options.label
+            if label and label not in classes:
                 raise BadRequest("label must be one of the model's classes, see /v1/models")
             images = await self._decode(upload, version)
-            heat = await occlusion.explain(
-                version, images[0], None if label is None else classes.index(label)
-            )
+            heat = await occlusion.explain(version, images[0], classes.index(label) if label else None)
             return answer(
                 {
                     "model": version.name,
@@ -118,8 +127,9 @@ class _Endpoints:
                 }
             )
 
-    def _lease(self, upload: Upload) -> Any:
-        return self._context.repository.get(upload.text("model"), upload.text("version")).lease()
+    def _lease(self, upload: Upload) -> AbstractContextManager[Version]:
+        options = upload.options
+        return self._context.repository.get(options.model or None, options.version or None).lease()
 
     async def _decode(self, upload: Upload, version: Version) -> Images:
         """All pictures of the request as N×H×W×3, on the threads that decode."""
@@ -189,13 +199,13 @@ async def read_upload(request: Request, limits: Limits) -> Upload:
     headers = dict(request.headers.raw)
     body = await read_body(headers, request.receive, limits)
     kind = request.headers.get("content-type", "").split(";")[0].strip().lower()
-    options = {key: value for key, value in request.query_params.items() if key in _OPTIONS}
+    query = dict(request.query_params)
     if kind == _FORM:
-        upload = await _read_form(request.headers, body, limits, options)
+        upload = await _read_form(request.headers, body, limits, query)
     elif kind == _JSON:
-        upload = _read_document(parse_json(body), options)
+        upload = _read_document(parse_json(body), query)
     elif kind.startswith("image/") or kind == "application/octet-stream":
-        upload = Upload(["picture 1"], [body], options)
+        upload = Upload(["picture 1"], [body], Options.read(query))
     else:
         raise RequestError(415, f"send {_FORM}, {_JSON} or the bytes of one picture as image/…")
     if not upload.pictures:
@@ -205,7 +215,7 @@ async def read_upload(request: Request, limits: Limits) -> Upload:
     return upload
 
 
-async def _read_form(headers: Headers, body: bytes, limits: Limits, options: dict[str, Any]) -> Upload:
+async def _read_form(headers: Headers, body: bytes, limits: Limits, query: dict[str, str]) -> Upload:
     form = await _parse_form(headers, body, limits)
     names: list[str] = []
     pictures: list[bytes] = []
@@ -214,11 +224,11 @@ async def _read_form(headers: Headers, body: bytes, limits: Limits, options: dic
             if isinstance(value, UploadFile):
                 names.append(_name(value.filename, len(names)))
                 pictures.append(await value.read())
-            elif key in _OPTIONS:
-                options[key] = value
+            else:
+                query[key] = value
     finally:
         await form.close()
-    return Upload(names, pictures, options)
+    return Upload(names, pictures, Options.read(query))
 
 
 async def _parse_form(headers: Headers, body: bytes, limits: Limits) -> FormData:
@@ -236,11 +246,12 @@ async def _parse_form(headers: Headers, body: bytes, limits: Limits) -> FormData
         raise BadRequest("the form cannot be read (its head is broken)") from None
 
 
-def _read_document(document: dict[str, Any], options: dict[str, Any]) -> Upload:
-    unknown = sorted(set(document) - {"images", *_OPTIONS})
+def _read_document(document: dict[str, Any], query: dict[str, str]) -> Upload:
+    known = ("images", *Options.model_fields)
+    unknown = sorted(set(document).difference(known))
     if unknown:
-        raise BadRequest(f"unknown key {unknown[0][:40]!r}; known: images, {', '.join(_OPTIONS)}")
-    images = document.get("images")
+        raise BadRequest(f"unknown key {unknown[0][:40]!r}; known: {', '.join(known)}")
+    images = document.pop("images", None)
     if not isinstance(images, list) or not all(isinstance(image, str) for image in images):
         raise BadRequest("images must be a list of pictures in base64")
     pictures = []
@@ -249,8 +260,8 @@ def _read_document(document: dict[str, Any], options: dict[str, Any]) -> Upload:
             pictures.append(base64.b64decode(image.partition("base64,")[2] or image, validate=True))
         except (binascii.Error, ValueError):
             raise BadRequest(f"picture {number} is no base64") from None
-    options |= {key: document[key] for key in _OPTIONS if key in document}
-    return Upload([f"picture {number + 1}" for number in range(len(pictures))], pictures, options)
+    names = [f"picture {number + 1}" for number in range(len(pictures))]
+    return Upload(names, pictures, Options.read(query, document))
 
 
 def _name(filename: str | None, position: int) -> str:

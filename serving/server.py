@@ -24,6 +24,9 @@ from serving.settings import Settings
 
 Announce = Callable[[Repository, str], None]
 
+MAX_HEAD_BYTES = 64 * 1024
+_HEAD_TOO_LONG = f"the request's head is longer than {MAX_HEAD_BYTES} bytes"
+
 # How long a thread may keep the interpreter from the others. Python's own 5 ms is as long as a small run.
 SWITCH_SECONDS = 0.0005
 
@@ -69,8 +72,7 @@ def _config(app: Any, settings: Settings) -> uvicorn.Config:
     class BoundedProtocol(Protocol):
         """The protocol with this server's limits."""
 
-        header_seconds = limits.header_seconds
-        write_seconds = limits.write_seconds
+        patience = limits.patience
         max_connections = limits.max_connections
 
     return uvicorn.Config(
@@ -82,6 +84,7 @@ def _config(app: Any, settings: Settings) -> uvicorn.Config:
         log_config=None,
         access_log=False,
         server_header=False,
+        proxy_headers=False,
         timeout_keep_alive=75,
         timeout_graceful_shutdown=round(settings.shutdown_seconds),
         backlog=2048,
@@ -128,17 +131,21 @@ class _Server(uvicorn.Server):
         asyncio.get_running_loop().call_later(seconds, setattr, self, "should_exit", True)
 
 
+def _head_length(url: bytes, headers: list[tuple[bytes, bytes]]) -> int:
+    return len(url) + sum(len(name) + len(value) for name, value in headers)
+
+
 class Protocol(HttpToolsProtocol):
     """Uvicorn's HTTP protocol, with bounds on slow clients and errors as JSON."""
 
-    header_seconds = 10.0
-    write_seconds = 30.0
+    patience = 30.0
     max_connections = 2048
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self.gone = False
-        self._head_timer: asyncio.TimerHandle | None = None
+        self._head_timer: asyncio.TimerHandle | None = None  # set while a head is awaited
+        self._head_bytes = 0
         self._write_timer: asyncio.TimerHandle | None = None
         self._answering: set[asyncio.Task[Any]] = set()
 
@@ -158,7 +165,7 @@ class Protocol(HttpToolsProtocol):
         if len(self.connections) > self.max_connections:
             self._answer(503, "too many connections", "retry-after: 1\r\n")
             return
-        self._head_timer = self.loop.call_later(self.header_seconds, self._head_too_slow)
+        self._head_timer = self.loop.call_later(self.patience, self._head_too_slow)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Cancel what the client no longer waits for."""
@@ -170,25 +177,37 @@ class Protocol(HttpToolsProtocol):
         for task in self._answering:
             task.cancel()
 
+    def data_received(self, data: bytes) -> None:
+        """Refuse a head without end; the parser itself would gather it all."""
+        if self._head_timer is not None:
+            self._head_bytes += len(data)
+        super().data_received(data)
+        if self._head_timer is not None and self._head_bytes > MAX_HEAD_BYTES:
+            self._answer(431, _HEAD_TOO_LONG)
+
     def on_message_begin(self) -> None:
         """A request begins: its head must be whole soon."""
         super().on_message_begin()
         self.scope["graft.connection"] = self  # type: ignore[typeddict-unknown-key]
         if self._head_timer is None:
-            self._head_timer = self.loop.call_later(self.header_seconds, self._head_too_slow)
+            self._head_timer = self.loop.call_later(self.patience, self._head_too_slow)
 
     def on_headers_complete(self) -> None:
         """The head is whole."""
         if self._head_timer is not None:
             self._head_timer.cancel()
             self._head_timer = None
+        length, self._head_bytes = self._head_bytes, 0
+        # What came in one piece may hold the body too: only then are the headers themselves measured.
+        if length > MAX_HEAD_BYTES and _head_length(self.url, self.headers) > MAX_HEAD_BYTES:
+            raise ValueError(_HEAD_TOO_LONG)
         super().on_headers_complete()
 
     def pause_writing(self) -> None:
         """The client does not read; it has until the timer."""
         super().pause_writing()
         if self._write_timer is None:
-            self._write_timer = self.loop.call_later(self.write_seconds, self.transport.abort)
+            self._write_timer = self.loop.call_later(self.patience, self.transport.abort)
 
     def resume_writing(self) -> None:
         """The client reads again."""
@@ -202,7 +221,7 @@ class Protocol(HttpToolsProtocol):
         self._answer(400, msg)
 
     def _head_too_slow(self) -> None:
-        self._answer(408, f"the request's head did not arrive within {self.header_seconds:g} s")
+        self._answer(408, f"the request's head did not arrive within {self.patience:g} s")
 
     def _answer(self, status: int, message: str, headers: str = "") -> None:
         body = dump_json({"error": message})

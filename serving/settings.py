@@ -35,9 +35,8 @@ class Limits(Section):
     max_body_bytes: Count = 32 * MIB
     max_pixels: Count = 50_000_000  # of one encoded picture, checked before it is decoded
     max_pictures: Count = 64  # in one request for people
-    body_seconds: Seconds = 30.0  # for a whole body to arrive
-    header_seconds: Seconds = 10.0  # for a request's head to arrive
-    write_seconds: Seconds = 30.0  # a client that does not read its answer for so long is cut off
+    # For a head to arrive, for a body to arrive, and for a client that does not read its answer.
+    patience: Annotated[float, Field(gt=0, le=3600)] = 30.0
     max_connections: Count = 2048
 
 

@@ -48,9 +48,7 @@ def _read_head(head: Path) -> dict[str, Array]:
         raise InputError(f"{head} is missing; run the train stage again. Received: no such file")
     layers: dict[str, Array] = load_file(head)
     if not {"mean", "std", "dense_0/kernel"} <= layers.keys():
-        raise InputError(
-            f"{head} must hold mean, std and dense layers. Received: {', '.join(sorted(layers))}"
-        )
+        raise InputError(f"{head} must hold mean, std and dense layers. Received: {', '.join(sorted(layers))}")
     return layers
 
 
@@ -98,8 +96,10 @@ def pixels(train: ShardedArray, train_labels: Array, test: ShardedArray, seed: i
     chosen = stratified(train_labels, PIXEL_IMAGES, seed)
     components = principal_components(train.take(stratified(train_labels, SAMPLE, seed)), PIXEL_COMPONENTS)
     starts = range(0, len(chosen), BATCH)
-    rows = np.concatenate([components.apply(train.take(chosen[start : start + BATCH])) for start in starts])
+    # Lengths relative to the loudest component, not each its own: the quiet ones are mostly noise.
+    lengths = components.scale / components.scale[0]
+    rows = np.concatenate([components.apply(train.take(chosen[start : start + BATCH])) for start in starts]) * lengths
     if len(np.unique(train_labels[chosen])) < 2:
         return commonest_class(train_labels, len(test))
-    classifier = LogisticRegression(max_iter=1000, C=0.1).fit(rows, train_labels[chosen])
-    return np.concatenate([classifier.predict(components.apply(batch)) for batch in test.batches(BATCH)])
+    classifier = LogisticRegression(max_iter=1000).fit(rows, train_labels[chosen])
+    return np.concatenate([classifier.predict(components.apply(batch) * lengths) for batch in test.batches(BATCH)])

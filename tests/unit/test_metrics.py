@@ -64,9 +64,7 @@ def test_scores_of_each_class_and_their_means_are_scikit_learns(
     predicted = probabilities.argmax(axis=1)
     found = metrics.per_class(probabilities, labels, NAMES)
     wanted = reference.precision_recall_fscore_support(labels, predicted, labels=range(3), zero_division=0)
-    assert [[row.precision, row.recall, row.f1, row.images] for row in found[:3]] == np.array(
-        wanted
-    ).T.tolist()
+    assert [[row.precision, row.recall, row.f1, row.images] for row in found[:3]] == np.array(wanted).T.tolist()
     for row in found[:3]:
         one = (labels == NAMES.index(row.name)).astype(int)
         scores = probabilities[:, NAMES.index(row.name)]
@@ -106,9 +104,7 @@ def test_log_loss_and_brier_score_are_scikit_learns(judged: tuple[np.ndarray, np
     probabilities, labels = judged
     wide = probabilities.astype(np.float64)
     wide /= wide.sum(axis=1, keepdims=True)
-    assert metrics.log_loss(probabilities, labels) == pytest.approx(
-        reference.log_loss(labels, wide, labels=range(4))
-    )
+    assert metrics.log_loss(probabilities, labels) == pytest.approx(reference.log_loss(labels, wide, labels=range(4)))
     assert metrics.brier(probabilities, labels) == pytest.approx(
         reference.brier_score_loss(labels, wide, labels=range(4)), rel=1e-5
     )
@@ -133,17 +129,28 @@ def test_bins_take_their_upper_edge_and_certainty_lies_in_the_last() -> None:
     assert [(item.low, item.high) for item in bins] == [(0.4, 0.6), (0.8, 1.0)]
 
 
-def test_mcnemar_is_the_exact_binomial_test_on_the_pictures_that_differ() -> None:
+def test_mcnemar_is_the_mid_p_binomial_test_on_the_pictures_that_differ() -> None:
     a = np.array([True] * 80 + [False] * 20)
     b = a.copy()
     b[:3], b[80:92] = False, True  # b loses 3 and wins 12
     found = metrics.mcnemar(a, b)
     assert (found.images, found.only_a, found.only_b) == (100, 3, 12)
     assert found.difference == pytest.approx(0.09)
-    assert found.p_value == pytest.approx(binomtest(3, 15, 0.5).pvalue)
+    assert found.p_value == pytest.approx(binomtest(3, 15, 0.5).pvalue - math.comb(15, 3) / 2**15)
     # Bonett and Price by hand: p1 = 4/102, p2 = 13/102.
     half = 1.959964 * math.sqrt((17 / 102 - (9 / 102) ** 2) / 102)
     assert (found.low, found.high) == pytest.approx((9 / 102 - half, 9 / 102 + half), abs=1e-6)
+
+
+def test_mcnemar_of_one_loss_alone_is_a_coin_toss() -> None:
+    found = metrics.mcnemar(np.array([True, True]), np.array([True, False]))
+    assert found.p_value == 0.5
+    assert found.difference == -0.5
+
+
+def test_mcnemar_holds_for_thousands_of_differences() -> None:
+    a = np.arange(10_000) % 2 == 0
+    assert metrics.mcnemar(a, ~a).p_value == pytest.approx(1)
 
 
 def test_mcnemar_of_equal_models_finds_nothing() -> None:
