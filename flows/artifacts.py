@@ -9,6 +9,7 @@ from uuid import UUID
 from prefect.artifacts import (
     create_image_artifact,
     create_link_artifact,
+    create_markdown_artifact,
     create_progress_artifact,
     create_table_artifact,
     update_progress_artifact,
@@ -52,6 +53,8 @@ def publish(report: Reported) -> None:
         create_table_artifact(_cells(report.params), key="parameters", description="Parameters that changed")
     for name, picture in report.pictures.items():
         create_image_artifact(picture, key=name, description=name.replace("-", " "))
+    if report.brief:
+        create_markdown_artifact(report.brief, key="summary", description="The evaluation in short")
     if report.report:
         create_link_artifact(report.report, link_text="The report", key="report")
 

@@ -114,6 +114,7 @@ class Reported(Event):
     params: list[dict[str, Any]] = field(default_factory=list)
     pictures: dict[str, str] = field(default_factory=dict)
     report: str | None = None
+    brief: str | None = None
 
 
 @dataclass(frozen=True)

@@ -65,8 +65,8 @@ def serve(root: Path, *, cron: str | None, interval: float | None, timezone: str
     if not os.environ.get("PREFECT_API_URL") and not observer.configured():
         raise GraftError("a schedule needs a Prefect server; start one with `graft up`, in another terminal")
     from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLimitStrategy
-    from prefect.types.entrypoint import EntrypointType
     from prefect.schedules import Cron, Interval
+    from prefect.types.entrypoint import EntrypointType
 
     from flows.retrain import retrain
 

@@ -237,9 +237,7 @@ def find_root(folder: Path) -> Path:
     for candidate in (folder.resolve(), *folder.resolve().parents):
         if (candidate / ".dvc").is_dir():
             return candidate
-    raise InputError(
-        f"{folder.resolve()} is not in a DVC repository; run `git init` and `dvc init` there first"
-    )
+    raise InputError(f"{folder.resolve()} is not in a DVC repository; run `git init` and `dvc init` there first")
 
 
 def mend(root: Path) -> None:

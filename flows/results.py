@@ -29,17 +29,22 @@ class Results:
     params_diff: list[dict[str, Any]]
     pictures: dict[str, str]
     places: dict[str, Path]
+    brief: str | None
 
 
 def collect(repo: Any, stages: Iterable[Any]) -> Results:
     """All of it, from an open and locked `dvc.repo.Repo` and its stages."""
-    committed = not repo.scm.no_commits
+    from dvc.scm import NoSCM
+
+    committed = not isinstance(repo.scm, NoSCM) and not repo.scm.no_commits
+    found = places(repo, stages)
     return Results(
         metrics=metrics(repo),
         metrics_diff=against_last_commit(repo.metrics.diff(all=True)) if committed else [],
         params_diff=against_last_commit(repo.params.diff()) if committed else [],
         pictures=pictures(stages),
-        places=places(repo, stages),
+        places=found,
+        brief=brief(Path(repo.root_dir), found),
     )
 
 
@@ -50,9 +55,7 @@ def metrics(repo: Any) -> dict[str, dict[str, Any]]:
     for file, content in shown.items():
         values = content.get("data")
         if isinstance(values, dict):
-            found[file] = {
-                name: value for name, value in values.items() if isinstance(value, int | float | str)
-            }
+            found[file] = {name: value for name, value in values.items() if isinstance(value, int | float | str)}
     return found
 
 
@@ -81,6 +84,12 @@ def places(repo: Any, stages: Iterable[Any]) -> dict[str, Path]:
     return {name: path.relative_to(root) for name, path in found.items() if path.exists()}
 
 
+def brief(root: Path, found: dict[str, Path]) -> str | None:
+    """The text of the artifact named `summary`, where dvc.yaml names one in Markdown."""
+    path = root / found["summary"] if "summary" in found else None
+    return path.read_text(encoding="utf-8") if path and path.suffix == ".md" else None
+
+
 def pictures(stages: Iterable[Any]) -> dict[str, str]:
     """Plots as `data:` addresses by artifact key: images as they are, confusion matrices drawn."""
     found: dict[str, str] = {}
@@ -100,9 +109,7 @@ def _plots(stages: Iterable[Any]) -> Iterator[tuple[Path, dict[str, Any]]]:
         for out in stage.outs:
             if out.plot:
                 options = out.plot if isinstance(out.plot, dict) else {}
-                inside = (
-                    sorted(Path(out.fs_path).iterdir()) if Path(out.fs_path).is_dir() else [Path(out.fs_path)]
-                )
+                inside = sorted(Path(out.fs_path).iterdir()) if Path(out.fs_path).is_dir() else [Path(out.fs_path)]
                 yield from ((path, options) for path in inside)
     for file, dvcfile in files.items():
         for entry in dvcfile.plots or []:

@@ -23,16 +23,14 @@ def fetch(root: Path, path: str, revision: str, folder: Path) -> Path:
         return root / path
     import dvc.api
     from dvc.exceptions import DvcException
-    from scmrepo.exceptions import SCMError
+    from dvc.scm import RevError
 
     target = folder / Path(path).name
     try:
         with dvc.api.open(path, repo=str(root), rev=revision, mode="rb") as source, target.open("wb") as out:
             shutil.copyfileobj(source, out)
-    except SCMError as error:
-        raise InputError(
-            f"git knows no revision {revision}; try a tag, a branch or HEAD~1 ({_line(error)})"
-        ) from None
+    except RevError as error:
+        raise InputError(f"git knows no revision {revision}; try a tag, a branch or HEAD~1 ({_line(error)})") from None
     except (DvcException, OSError) as error:
         raise InputError(
             f"{path} of {revision} is neither in DVC's cache nor in a remote; run `dvc fetch --rev {revision}` or "

@@ -120,6 +120,8 @@ class Run:
             finally:
                 self._screen.end()
         self._show_results()
+        if not self._exit_code():
+            self._screen.next_steps()
         return self._exit_code()
 
     def _orchestrated(self) -> None:
@@ -180,6 +182,8 @@ class Run:
             self._link.send(event)
         if isinstance(event, events.Finished | events.Failed):
             self._settled[event.stage] = event
+            if len(self._settled) == len(self._stages):
+                self._screen.waiting()
             self._head_start()
 
     def _report(self) -> events.Reported:
@@ -190,15 +194,14 @@ class Run:
             params=results.params_diff,
             pictures=results.pictures,
             report=(self._root / results.places["report"]).as_uri() if "report" in results.places else None,
+            brief=results.brief,
         )
 
     def _rows(self) -> list[dict[str, Any]]:
         rows = []
         for stage in self._stages:
             event = self._settled.get(stage.name)
-            state, why, seconds = (
-                (event.state, event.why, round(event.seconds, 2)) if event else ("NotRun", "", 0.0)
-            )
+            state, why, seconds = (event.state, event.why, round(event.seconds, 2)) if event else ("NotRun", "", 0.0)
             rows.append({"name": stage.name, "state": state, "why": why, "seconds": seconds})
         return rows
 

@@ -209,7 +209,7 @@ def brier(probabilities: Array, labels: Array) -> float:
 
 
 def reliability(probabilities: Array, labels: Array, bins: int = CALIBRATION_BINS) -> list[Bin]:
-    """Accuracy against confidence in `bins` equal steps of the most probable class's probability; empty steps left out."""
+    """Accuracy against confidence in `bins` equal steps of the top probability; empty steps left out."""
     confidence = probabilities.max(axis=1).astype(np.float64)
     correct = probabilities.argmax(axis=1) == labels
     number = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)

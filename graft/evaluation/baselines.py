@@ -48,9 +48,7 @@ def _read_head(head: Path) -> dict[str, Array]:
         raise InputError(f"{head} is missing; run the train stage again. Received: no such file")
     layers: dict[str, Array] = load_file(head)
     if not {"mean", "std", "dense_0/kernel"} <= layers.keys():
-        raise InputError(
-            f"{head} must hold mean, std and dense layers. Received: {', '.join(sorted(layers))}"
-        )
+        raise InputError(f"{head} must hold mean, std and dense layers. Received: {', '.join(sorted(layers))}")
     return layers
 
 
@@ -100,13 +98,8 @@ def pixels(train: ShardedArray, train_labels: Array, test: ShardedArray, seed: i
     starts = range(0, len(chosen), BATCH)
     # Lengths relative to the loudest component, not each its own: the quiet ones are mostly noise.
     lengths = components.scale / components.scale[0]
-    rows = (
-        np.concatenate([components.apply(train.take(chosen[start : start + BATCH])) for start in starts])
-        * lengths
-    )
+    rows = np.concatenate([components.apply(train.take(chosen[start : start + BATCH])) for start in starts]) * lengths
     if len(np.unique(train_labels[chosen])) < 2:
         return commonest_class(train_labels, len(test))
     classifier = LogisticRegression(max_iter=1000).fit(rows, train_labels[chosen])
-    return np.concatenate(
-        [classifier.predict(components.apply(batch) * lengths) for batch in test.batches(BATCH)]
-    )
+    return np.concatenate([classifier.predict(components.apply(batch) * lengths) for batch in test.batches(BATCH)])

@@ -14,6 +14,7 @@ import numpy.typing as npt
 Array = npt.NDArray[Any]
 
 FOLDS = 5
+LEAST_MARGIN = 0.5  # below it a doubt is more likely the model's than the label's
 SHRINKAGE = 0.05  # of the covariance
 
 
@@ -29,7 +30,9 @@ class Suspect:
 
 
 def suspects(probabilities: Array, labels: Array) -> list[Suspect]:
-    """Pictures that clear another class's own mean confidence (the confident joint off its diagonal).
+    """Pictures that clear another class's own mean confidence, and their label's by far.
+
+    That is the confident joint off its diagonal, less the cases that a weak model would swamp it with.
 
     `probabilities` (N×C) must be out of sample. Sorted by margin: probability of the suggested class less that
     of the label.
@@ -45,12 +48,10 @@ def suspects(probabilities: Array, labels: Array) -> list[Suspect]:
     suggested = confident.argmax(axis=1)
     own = probabilities[np.arange(len(labels)), labels]
     margin = confident.max(axis=1) - own
-    wrong = np.flatnonzero((suggested != labels) & (margin > 0))
+    wrong = np.flatnonzero((suggested != labels) & (margin >= LEAST_MARGIN))
     order = wrong[np.argsort(-margin[wrong], kind="stable")]
     return [
-        Suspect(
-            int(i), int(labels[i]), int(suggested[i]), float(probabilities[i, suggested[i]]), float(margin[i])
-        )
+        Suspect(int(i), int(labels[i]), int(suggested[i]), float(probabilities[i, suggested[i]]), float(margin[i]))
         for i in order
     ]
 

@@ -82,8 +82,7 @@ def open_models(study: Study, settings: Params) -> dict[str, Model]:
         InputError: the classes or the size of the pictures differ from the file's.
     """
     models = {
-        name: open_model(path, provider="auto", threads=settings.runtime.threads)
-        for name, path in files(study).items()
+        name: open_model(path, provider="auto", threads=settings.runtime.threads) for name, path in files(study).items()
     }
     height, width = study.images("test").row_shape[:2]
     for name, model in models.items():

@@ -6,7 +6,8 @@
     made.append(...children);
     return made;
   };
-  const percent = (value) => `${(100 * value).toFixed(1)} %`;
+  const percent = (value) => `${(100 * value).toFixed(1)}\u00a0%`;
+  const short = (file) => file.split("/").slice(-2).join("/");
 
   const picture = (number) => {
     const item = data.items[number];
@@ -43,7 +44,7 @@
       ? `${count} × ${data.classes[truth]}, found`
       : `${count} × ${data.classes[truth]} taken for ${data.classes[said]}`;
     const thumbs = numbers.map((number) => element("figure", {}, picture(number),
-      element("figcaption", {}, percent(data.items[number].confidence), element("br"), data.items[number].file)));
+      element("figcaption", {}, percent(data.items[number].confidence), element("br"), short(data.items[number].file))));
     const rest = count > numbers.length ? `The ${numbers.length} surest of ${count}.` : "";
     panel.replaceChildren(element("h3", { textContent: title }),
       element("div", { className: "thumbs" }, ...thumbs), element("p", { className: "quiet", textContent: rest }));
@@ -150,7 +151,7 @@
     document.getElementById("point").replaceChildren(picture(number),
       element("h3", { textContent: data.classes[item.label] }),
       element("p", { textContent: `${verdict}, ${percent(item.confidence)}` }),
-      element("p", { className: "file", textContent: item.file }));
+      element("p", { className: "file", textContent: short(item.file), title: item.file }));
     drawMap();
   }
   if (plane) {

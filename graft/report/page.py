@@ -19,6 +19,7 @@ from graft.report.charts import Axis, Frame, Series, line_chart, nice_axis
 HERE = Path(__file__).parent
 MATRIX_CLASSES = 25  # that a confusion matrix can show and still be read
 SHARES = Axis("", 0, 1, (0, 0.25, 0.5, 0.75, 1), percent=True)
+TITLES = {"jpeg": "JPEG"}
 PART_NAMES = {"head": "Training the head", "finetuned": "Fine-tuning"}
 
 
@@ -44,7 +45,7 @@ def render(record: Mapping[str, Any], sheet: bytes, changes: Changes, speed: Map
 
 
 def environment() -> jinja2.Environment:
-    """Templates of this folder with the page's style sheet and its ways to write numbers; everything else is escaped."""
+    """Templates of this folder with the page's style sheet and ways to write numbers; all else is escaped."""
     made = jinja2.Environment(
         loader=jinja2.FileSystemLoader(HERE),
         autoescape=True,
@@ -52,7 +53,13 @@ def environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.filters |= {"percent": view.percent, "signed": view.signed, "number": view.number, "size": view.size}
+    made.filters |= {
+        "percent": view.percent,
+        "signed": view.signed,
+        "number": view.number,
+        "size": view.size,
+        "short": view.short,
+    }
     made.globals["css"] = _source("page.css")
     return made
 
@@ -79,9 +86,7 @@ def _history(part: str, epochs: list[dict[str, Any]]) -> dict[str, Any]:
     for name, percent in (("accuracy", True), ("loss", False)):
         pairs = (("train", "b", name), ("validation", "a", f"val_{name}"))
         lines = [
-            Series(
-                label, [(epoch["epoch"], epoch[key]) for epoch in epochs if epoch.get(key) is not None], kind
-            )
+            Series(label, [(epoch["epoch"], epoch[key]) for epoch in epochs if epoch.get(key) is not None], kind)
             for label, kind, key in pairs
         ]
         values = [value for line in lines for _, value in line.points]
@@ -133,6 +138,10 @@ def _robustness(record: Mapping[str, Any]) -> list[dict[str, Any]]:
         )
         chart = line_chart(f"Accuracy under {name} by strength", Frame(across, SHARES, 300, 200), [line])
         found.append(
-            {"name": name, "mean": sum(point["value"] for point in curve) / len(curve), "chart": chart}
+            {
+                "name": TITLES.get(name, name),
+                "mean": sum(point["value"] for point in curve) / len(curve),
+                "chart": chart,
+            }
         )
     return found

@@ -20,6 +20,7 @@ CONTROL_WORDS = {
 }
 LOWER_IS_BETTER = ("log_loss", "brier", "ece", "label_suspects", "near_duplicates")
 SIGNIFICANT = 0.05
+GAP = "\N{NO-BREAK SPACE}"  # between a number and its unit
 
 
 @dataclass(frozen=True)
@@ -32,17 +33,17 @@ class Headline:
 
 def percent(value: float | None, digits: int = 1) -> str:
     """0.9875 as `98.8 %`; an unknown as a dash."""
-    return "–" if value is None else f"{100 * value:.{digits}f} %"
+    return "–" if value is None else f"{100 * value:.{digits}f}{GAP}%"
 
 
 def points(value: float) -> str:
     """0.0312 as `3.1 points` (hundredths)."""
-    return f"{100 * value:.1f} points"
+    return f"{100 * value:.1f}{GAP}points"
 
 
 def signed(value: float) -> str:
     """0.0312 as `+3.1 points`."""
-    return f"{100 * value:+.1f} points".replace("-", "−")
+    return f"{100 * value:+.1f}{GAP}points".replace("-", "−")
 
 
 def number(value: float | None, digits: int = 3) -> str:
@@ -53,6 +54,11 @@ def number(value: float | None, digits: int = 3) -> str:
 def size(value: int) -> str:
     """Bytes in the unit a person would choose."""
     return f"{value / 1e6:.1f} MB" if value >= 1e6 else f"{value / 1e3:.0f} kB"
+
+
+def short(file: str) -> str:
+    """The last two parts of a file's name: its class folder and itself."""
+    return "/".join(file.split("/")[-2:])
 
 
 def p_value(value: float) -> str:
@@ -67,14 +73,8 @@ def headline(record: Mapping[str, Any]) -> Headline:
     rival = rivals[control]
     against, accuracy = rival["against"], record["metrics"]["accuracy"]
     gain = against["difference"]
-    title = (
-        f"The transfer gains {points(gain)}" if gain > 0 else f"The transfer gains nothing ({signed(gain)})"
-    )
-    sure = (
-        "more than chance explains"
-        if against["p_value"] < SIGNIFICANT
-        else "which chance alone could explain"
-    )
+    title = f"The transfer gains {points(gain)}" if gain > 0 else f"The transfer gains nothing ({signed(gain)})"
+    sure = "more than chance explains" if against["p_value"] < SIGNIFICANT else "which chance alone could explain"
     sentence = (
         f"{percent(accuracy)} of {record['metrics']['test_images']:,} test pictures are right, against "
         f"{percent(rival['value'])} with {CONTROL_WORDS[control]}: a difference of {signed(gain)} "
@@ -114,10 +114,7 @@ def failings(record: Mapping[str, Any]) -> list[str]:
 
 
 def _worst_corruption(robustness: Mapping[str, Any]) -> str:
-    mean = {
-        name: sum(point["value"] for point in curve) / len(curve)
-        for name, curve in robustness["curves"].items()
-    }
+    mean = {name: sum(point["value"] for point in curve) / len(curve) for name, curve in robustness["curves"].items()}
     worst = min(mean, key=lambda name: mean[name])
     last = robustness["curves"][worst][-1]["value"]
     return (
@@ -138,7 +135,7 @@ def trust(record: Mapping[str, Any]) -> list[str]:
     suspects = record["label_errors"]["counts"]
     total = sum(suspects.values())
     found.append(
-        f"{total} labels look wrong ({suspects['test']} in test, {suspects['train']} in training): look at them first."
+        f"{total:,} labels are worth a second look ({suspects['test']:,} in test, {suspects['train']:,} in training)."
         if total
         else "No label looks wrong."
     )
@@ -161,7 +158,8 @@ def confidence_sentence(record: Mapping[str, Any]) -> str:
 
 def compared(names: tuple[str, str], test: PairedTest) -> str:
     """Which of two models is better on the same pictures, and whether chance could explain it."""
-    sides = f"{test.only_b} of {test.images:,} test pictures are right only with {names[1]}, {test.only_a} only with {names[0]}"
+    a, b = names
+    sides = f"{test.only_b} of {test.images:,} test pictures are right only with {b}, {test.only_a} only with {a}"
     interval = f"95 % interval {signed(test.low)} to {signed(test.high)}, {p_value(test.p_value)}"
     if test.p_value >= SIGNIFICANT:
         return f"{sides}: a difference of {signed(test.difference)} that chance alone could explain ({interval})."
@@ -187,9 +185,7 @@ def class_rows(record: Mapping[str, Any]) -> list[dict[str, Any]]:
     for index, row in enumerate(record["per_class"]):
         others = [(count, other) for other, count in enumerate(counts[index]) if other != index and count]
         count, other = max(others, key=lambda pair: pair[0], default=(0, 0))
-        rows.append(
-            {**row, "index": index, "taken_for": record["classes"][other] if count else None, "taken": count}
-        )
+        rows.append({**row, "index": index, "taken_for": record["classes"][other] if count else None, "taken": count})
     return rows
 
 

@@ -487,7 +487,7 @@ def test_tls_by_flags(model_file: Path, tmp_path: Path) -> None:
         "-subj",
         "/CN=localhost",
     ]
-    command += ["-addext", "subjectAltName=IP:127.0.0.1"]
+    command += ["-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1"]
     subprocess.run([*command, "-keyout", key, "-out", certificate], check=True, capture_output=True)
     with serving(
         "--model", model_file, "--tls-certificate", certificate, "--tls-key", key, "--drain", "0"

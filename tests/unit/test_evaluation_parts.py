@@ -1,4 +1,4 @@
-"""Corruptions, heat maps, projections, label suspects, near duplicates and the album, each on a case known beforehand."""
+"""Corruptions, heat maps, maps, label suspects, near duplicates and the album, each on a case known beforehand."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ def pictures() -> np.ndarray:
     """Twenty pictures with structure at every scale."""
     draws = np.random.default_rng(0)
     coarse = draws.integers(30, 226, (20, 4, 4, 3))
-    return np.clip(
-        np.kron(coarse, np.ones((1, 8, 8, 1))) + draws.normal(0, 6, (20, 32, 32, 3)), 0, 255
-    ).astype(np.uint8)
+    return np.clip(np.kron(coarse, np.ones((1, 8, 8, 1))) + draws.normal(0, 6, (20, 32, 32, 3)), 0, 255).astype(
+        np.uint8
+    )
 
 
 def store(folder: Path, name: str, rows: np.ndarray) -> ShardedArray:
@@ -118,9 +118,7 @@ def test_principal_components_are_scikit_learns_up_to_sign() -> None:
 
 
 def test_projection_takes_only_the_rows_asked_for(tmp_path: Path) -> None:
-    array = store(
-        tmp_path, "train.features", np.random.default_rng(0).normal(size=(40, 6, 2)).astype(np.float16)
-    )
+    array = store(tmp_path, "train.features", np.random.default_rng(0).normal(size=(40, 6, 2)).astype(np.float16))
     assert project(array, 20, 3, seed=0).shape == (20, 3)
 
 
@@ -196,9 +194,7 @@ def test_pictures_that_are_all_alike_are_no_duplicates(tmp_path: Path) -> None:
 
 def test_plain_pictures_are_like_none(tmp_path: Path) -> None:
     plain = np.full((3, 32, 32, 3), 80, np.uint8)
-    assert (
-        near_duplicates.pairs(store(tmp_path, "a", plain), {"train": store(tmp_path, "b", plain)}, 0.95) == []
-    )
+    assert near_duplicates.pairs(store(tmp_path, "a", plain), {"train": store(tmp_path, "b", plain)}, 0.95) == []
 
 
 def test_the_album_stores_each_picture_once_in_its_place(pictures: np.ndarray, tmp_path: Path) -> None:

@@ -64,9 +64,7 @@ def test_scores_of_each_class_and_their_means_are_scikit_learns(
     predicted = probabilities.argmax(axis=1)
     found = metrics.per_class(probabilities, labels, NAMES)
     wanted = reference.precision_recall_fscore_support(labels, predicted, labels=range(3), zero_division=0)
-    assert [[row.precision, row.recall, row.f1, row.images] for row in found[:3]] == np.array(
-        wanted
-    ).T.tolist()
+    assert [[row.precision, row.recall, row.f1, row.images] for row in found[:3]] == np.array(wanted).T.tolist()
     for row in found[:3]:
         one = (labels == NAMES.index(row.name)).astype(int)
         scores = probabilities[:, NAMES.index(row.name)]
@@ -106,9 +104,7 @@ def test_log_loss_and_brier_score_are_scikit_learns(judged: tuple[np.ndarray, np
     probabilities, labels = judged
     wide = probabilities.astype(np.float64)
     wide /= wide.sum(axis=1, keepdims=True)
-    assert metrics.log_loss(probabilities, labels) == pytest.approx(
-        reference.log_loss(labels, wide, labels=range(4))
-    )
+    assert metrics.log_loss(probabilities, labels) == pytest.approx(reference.log_loss(labels, wide, labels=range(4)))
     assert metrics.brier(probabilities, labels) == pytest.approx(
         reference.brier_score_loss(labels, wide, labels=range(4)), rel=1e-5
     )
