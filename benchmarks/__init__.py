@@ -1,0 +1,1 @@
+"""Tables of ratios against peers measured in the same run: `python -m benchmarks [name …]`."""

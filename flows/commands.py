@@ -1,6 +1,6 @@
 """Running a stage's command: as a function in this process, or as a process that can be killed.
 
-In: one command of dvc.yaml, its folder and environment. Out: nothing, or `StageFailed` with one sentence.
+In: one command of dvc.yaml, its folder and environment. Out: nothing, or an error of one sentence.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flows import orphans, seam
-from flows.faults import StageFailed, StageTimedOut, Stopped
+from flows.faults import StageFailedError, StageTimedOutError, Stopped
+from graft.errors import GraftError
 
 # Seconds a process has to end by itself before it is killed.
 GRACE_SECONDS = 3.0
@@ -55,7 +56,19 @@ def as_module(command: str, folder: str) -> Module | None:
     return None
 
 
-def run_process(
+class ProcessEndedError(GraftError):
+    """A process ended with a code other than 0; its last line usually says why."""
+
+    def __init__(self, code: int, last: str) -> None:
+        self.code = code
+        how = f"ended with code {code}"
+        if code < 0:
+            with suppress(ValueError):
+                how = f"was killed by {signal.Signals(-code).name}"
+        super().__init__(f"{how}: {last}" if last else how)
+
+
+def run_command(
     command: str,
     folder: str,
     environment: dict[str, str],
@@ -64,10 +77,33 @@ def run_process(
     deadline: float | None,
     stop: threading.Event,
 ) -> None:
-    """Run `command` in a shell of its own process group; its output goes to `on_line`, line by line.
+    """Run one command of dvc.yaml in the user's shell; the rest as `run_process`.
+
+    Raises:
+        StageFailedError: it ended with a code other than 0; the sentence names command, code and last line.
+    """
+    try:
+        run_process(seam.shell(command), folder, environment, on_line=on_line, deadline=deadline, stop=stop)
+    except ProcessEndedError as error:
+        # 2 (the input is wrong) counts only from our own kind of stage: a shell's 2 may mean anything.
+        exit_code = 2 if error.code == 2 and as_module(command, folder) else 1
+        short = command if len(command) <= 60 else f"{command[:57]}…"
+        raise StageFailedError(f"`{short}` {error}", exit_code) from None
+
+
+def run_process(
+    argv: str | list[str],
+    folder: str,
+    environment: dict[str, str],
+    *,
+    on_line: Callable[[str], None],
+    deadline: float | None,
+    stop: threading.Event,
+) -> None:
+    """Run `argv` in a process group of its own; its output goes to `on_line`, line by line.
 
     Args:
-        command: as written in dvc.yaml.
+        argv: a program and its arguments, or a command line for the shell.
         folder: where it runs.
         environment: its whole environment.
         on_line: told each line of stdout and stderr.
@@ -75,15 +111,15 @@ def run_process(
         stop: when set, the group is ended too.
 
     Raises:
-        StageFailed: it ended with a code other than 0.
-        StageTimedOut: the deadline passed.
+        ProcessEndedError: it ended with a code other than 0.
+        StageTimedOutError: the deadline passed.
         Stopped: `stop` was set.
     """
     process = subprocess.Popen(
-        seam.shell(command),
+        argv,
         cwd=folder,
         env=environment,
-        shell=os.name == "nt",
+        shell=isinstance(argv, str),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -98,7 +134,7 @@ def run_process(
         _end_group(process)
         reader.join(timeout=GRACE_SECONDS)
     if process.returncode != 0:
-        raise StageFailed(_why(command, process.returncode, lines.last), _exit_code(command, folder, process.returncode))
+        raise ProcessEndedError(process.returncode, lines.last)
 
 
 class _Lines:
@@ -121,13 +157,11 @@ def shown(raw: bytes) -> str:
 
 
 def _wait(process: subprocess.Popen[bytes], deadline: float | None, stop: threading.Event) -> None:
-    ended = threading.Event()
-    threading.Thread(target=lambda: (process.wait(), ended.set()), daemon=True).start()
-    while not ended.wait(0.05):
+    while process.poll() is None:
         if stop.is_set():
             raise Stopped("stopped")
         if deadline is not None and time.monotonic() > deadline:
-            raise StageTimedOut("it took longer than its timeout and was stopped")
+            raise StageTimedOutError("it took longer than its timeout and was stopped")
 
 
 def _end_group(process: subprocess.Popen[bytes]) -> None:
@@ -139,19 +173,6 @@ def _end_group(process: subprocess.Popen[bytes]) -> None:
             process.wait(seconds)
         except subprocess.TimeoutExpired:
             continue
-
-
-def _why(command: str, code: int, last: str) -> str:
-    short = command if len(command) <= 60 else f"{command[:57]}…"
-    if code < 0:
-        with suppress(ValueError):
-            return f"`{short}` was killed by {signal.Signals(-code).name}" + (f": {last}" if last else "")
-    return f"`{short}` ended with code {code}" + (f": {last}" if last else "")
-
-
-def _exit_code(command: str, folder: str, code: int) -> int:
-    """2 (the input is wrong) only from our own kind of stage: a shell's 2 may mean anything."""
-    return 2 if code == 2 and as_module(command, folder) else 1
 
 
 def environment_of_stages(mark: str) -> dict[str, str]:

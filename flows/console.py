@@ -1,4 +1,4 @@
-"""What a person sees of a run in the terminal: one line a stage, bars on long work, the metrics at the end."""
+"""What a person sees of a run in the terminal: a line for each stage, bars on long work, the metrics."""
 
 from __future__ import annotations
 
@@ -25,10 +25,12 @@ _COLOURS = {
 }
 # Where nothing can be redrawn, a long loop says where it is this often.
 LINE_SECONDS = 10.0
+# How many numbers of a metrics file are worth the end of a run: a file begins with its main ones.
+METRICS = 8
 
 
 class Screen:
-    """Prints events as they come. Made before stages run: it keeps the real stdout, whatever they redirect."""
+    """Prints events as they come. Made before stages run, it keeps the real stdout whatever they redirect."""
 
     def __init__(self) -> None:
         self._console = Console(file=os.fdopen(os.dup(1), "w", encoding="utf-8"), highlight=False, soft_wrap=True)
@@ -59,6 +61,18 @@ class Screen:
         """Leave the terminal as it was, without bars."""
         self._live.stop()
 
+    def waiting(self) -> None:
+        """All stages are settled; only Prefect has still to write that down."""
+        if self._console.is_terminal:
+            self._live.add_task("Prefect", total=None, state="is writing the run down")
+
+    def next_steps(self) -> None:
+        """What to try after a run."""
+        self._console.print()
+        self._console.print("[dim]Next:[/] graft run -S KEY=VALUE   [dim]runs only what follows from the change[/]")
+        if not os.environ.get("PREFECT_API_URL"):
+            self._console.print("      prefect server start     [dim]shows this run and all before in a browser[/]")
+
     def show(self, event: events.Event) -> None:
         """Print one event, once."""
         if isinstance(event, events.Started):
@@ -70,6 +84,9 @@ class Screen:
         elif isinstance(event, events.Finished | events.Failed):
             self._settled(event)
 
+    def _line(self, stage: str, text: str) -> None:
+        self._console.print(f"[dim]{escape(stage):>{self._width + 10}} │[/dim] {escape(text)}")
+
     def _started(self, event: events.Started) -> None:
         if self._console.is_terminal:
             self._drop(event.stage)
@@ -77,16 +94,12 @@ class Screen:
             self._bars[event.stage] = self._live.add_task(description, total=None, state=escape(event.why))
 
     def _advanced(self, event: events.Advanced) -> None:
-        text = f"{event.description} {event.done}/{event.total} {event.unit}, {event.rate:.0f} {event.unit}/s"
-        if event.seconds_left:
-            text += f", {_duration(event.seconds_left)} left"
-        if event.note:
-            text += f", {event.note}"
+        text = event.text()
         if event.stage in self._bars:
             bar = self._bars[event.stage]
             self._live.update(bar, completed=event.done, total=event.total, state=escape(text))
         elif not self._console.is_terminal and self._due(event):
-            self.show(events.Line(event.stage, text))
+            self._line(event.stage, text)
 
     def _due(self, event: events.Advanced) -> bool:
         now = time.monotonic()
@@ -130,21 +143,19 @@ class Screen:
         self._console.print(done)
 
     def metrics(self, files: dict[str, Any]) -> None:
-        """The main metrics: the numbers at the top of each metrics file."""
+        """The main metrics: the first numbers of each metrics file."""
         table = Table(box=None, pad_edge=False, show_header=False)
         for file, values in files.items():
-            for name, value in values.items():
+            for name, value in list(values.items())[:METRICS]:
                 table.add_row(escape(name), f"{value:.4f}" if isinstance(value, float) else str(value), f"[dim]{file}")
+            if len(values) > METRICS:
+                table.add_row("[dim]…[/]", "", f"[dim]{len(values) - METRICS} more in {escape(file)}")
         if table.row_count:
             self._console.print()
             self._console.print(table)
 
     def results(self, paths: dict[str, Path]) -> None:
         """Where the things lie that a run makes for people."""
+        width = max(map(len, paths), default=0)
         for name, path in paths.items():
-            self._console.print(f"[bold]{escape(name)}[/bold]  {escape(os.fspath(path))}")
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+            self._console.print(f"[bold]{escape(name):<{width}}[/bold]  {escape(os.fspath(path))}")

@@ -9,23 +9,36 @@ from __future__ import annotations
 
 import os
 import queue
+import sys
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 from typing import Any
 
-from flows.commands import as_module, environment_of_stages, run_process
+from flows.commands import Module, as_module, environment_of_stages, run_command, run_process
 from flows.events import Advanced, Event, Failed, Finished, Line, Started
-from flows.faults import GraftError, StageTimedOut, Stopped, sentence
+from flows.faults import StageTimedOutError, Stopped, sentence
 from flows.inprocess import run_module
-from flows.project import Project, Stage
+from flows.project import Outcome, Project, Stage
+from flows.reasons import UNCHANGED
+from graft.errors import GraftError
 
 
 class Engine:
     """Runs stages side by side as far as the machine has room: a core each."""
 
     def __init__(
-        self, project: Project, stages: list[Stage], tell: Callable[[Event], None], *, mark: str, force: bool, isolate: bool
+        self,
+        project: Project,
+        stages: list[Stage],
+        tell: Callable[[Event], None],
+        *,
+        mark: str,
+        force: bool,
+        isolate: bool,
+        native: bool = False,
     ) -> None:
         self._project = project
         self._stages = {stage.name: stage for stage in stages}
@@ -33,6 +46,7 @@ class Engine:
         self._mark = mark
         self._force = force
         self._isolate = isolate
+        self._native = native
         self._room = threading.Semaphore(os.cpu_count() or 1)
         self._turn = threading.Lock()  # of the main thread: one stage in process at a time
         self._main: queue.Queue[Callable[[], None]] = queue.Queue()
@@ -41,7 +55,7 @@ class Engine:
         self._running: set[threading.Thread] = set()
 
     def start(self, name: str, attempt: int = 1) -> None:
-        """Begin an attempt at a stage whose needs are settled. Asked twice for the same attempt, it runs once."""
+        """Begin an attempt at a stage whose needs are settled; asked twice for it, it runs once."""
         if self._attempts.get(name, 0) >= attempt:
             return
         self._attempts[name] = attempt
@@ -69,9 +83,8 @@ class Engine:
         with self._room:
             begin = time.monotonic()
             try:
-                outcome = self._project.reproduce(
-                    name, force=self._force, began=lambda why: self._tell(Started(name, attempt, why))
-                )
+                reproduce = self._dvc_repro if self._native else self._reproduce
+                outcome = reproduce(name, partial(self._began, name, attempt))
                 event: Event = Finished(name, attempt, outcome.state, outcome.why, time.monotonic() - begin)
             except Stopped as stopped:
                 event = Failed(name, attempt, "Cancelled", str(stopped), time.monotonic() - begin, stopped.exit_code)
@@ -80,9 +93,38 @@ class Engine:
         self._running.discard(threading.current_thread())
         self._tell(event)
 
+    def _began(self, name: str, attempt: int, why: str) -> None:
+        self._tell(Started(name, attempt, why))
+
+    def _reproduce(self, name: str, began: Callable[[str], None]) -> Outcome:
+        return self._project.reproduce(name, force=self._force, began=began)
+
+    def _dvc_repro(self, name: str, began: Callable[[str], None]) -> Outcome:
+        """The stage by DVC's own command in a process: needs nothing of DVC's private parts."""
+        why = "forced" if self._force else self._project.reason(name)
+        if why is None:
+            return Outcome("Unchanged", UNCHANGED)
+        began(why)
+        lines: list[str] = []
+
+        def on_line(text: str) -> None:
+            lines.append(text)
+            self._tell(Line(name, text))
+
+        timeout = self._stages[name].policy.timeout
+        run_process(
+            [sys.executable, "-m", "dvc", "repro", "--single-item", *(["--force"] * self._force), name],
+            str(self._project.root),
+            {**os.environ, **environment_of_stages(self._mark)},
+            on_line=on_line,
+            deadline=None if timeout is None else time.monotonic() + timeout,
+            stop=self._stop,
+        )
+        return Outcome("Ran" if any(line.startswith("Running stage") for line in lines) else "Restored", why)
+
     def _failed(self, name: str, attempt: int, error: Exception, seconds: float) -> Failed:
         fault = error if isinstance(error, GraftError) else sentence(error)
-        state = "TimedOut" if isinstance(fault, StageTimedOut) else "Failed"
+        state = "TimedOut" if isinstance(fault, StageTimedOutError) else "Failed"
         return Failed(name, attempt, state, str(fault), seconds, fault.exit_code)
 
     def run_commands(self, stage: Any, commands: list[str], folder: str, environment: dict[str, str]) -> None:
@@ -95,20 +137,10 @@ class Engine:
             if self._stop.is_set():
                 raise Stopped("stopped")
             module = as_module(command, folder)
-            # Only a process of its own can be killed in time, and only the root is everybody's current folder.
-            if module and not self._isolate and timeout is None and os.path.samefile(folder, self._project.root):
-                self._in_main(
-                    lambda module=module: run_module(  # type: ignore[misc]
-                        module,
-                        folder,
-                        self._project.root,
-                        environment,
-                        on_line=lambda text: self._tell(Line(name, text)),
-                        on_progress=lambda state: self._tell(_advanced(name, state)),
-                    )
-                )
+            if module and timeout is None and self._in_process(folder):
+                self._in_main(partial(self._run_module, name, module, folder, environment))
             else:
-                run_process(
+                run_command(
                     command,
                     folder,
                     environment,
@@ -116,6 +148,20 @@ class Engine:
                     deadline=deadline,
                     stop=self._stop,
                 )
+
+    def _in_process(self, folder: str) -> bool:
+        """Whether a module may run here: only the root can be everybody's current folder."""
+        return not self._isolate and Path(folder).samefile(self._project.root)
+
+    def _run_module(self, stage: str, module: Module, folder: str, environment: dict[str, str]) -> None:
+        run_module(
+            module,
+            folder,
+            self._project.root,
+            environment,
+            on_line=lambda text: self._tell(Line(stage, text)),
+            on_progress=lambda state: self._tell(_advanced(stage, state)),
+        )
 
     def _in_main(self, job: Callable[[], None]) -> None:
         """Run `job` in the main thread and wait for it; what it raises is raised here."""

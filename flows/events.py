@@ -69,6 +69,18 @@ class Advanced(Event):
     seconds_left: float | None
     note: str
 
+    def text(self) -> str:
+        """One line: how far, how fast, how long yet, and the loop's own note."""
+        text = f"{self.description} {self.done}/{self.total} {self.unit}, {self.rate:.0f} {self.unit}/s"
+        if self.seconds_left:
+            text += f", {_duration(self.seconds_left)} left"
+        return f"{text}, {self.note}" if self.note else text
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
 
 @dataclass(frozen=True)
 class Finished(Event):
@@ -102,14 +114,15 @@ class Reported(Event):
     params: list[dict[str, Any]] = field(default_factory=list)
     pictures: dict[str, str] = field(default_factory=dict)
     report: str | None = None
+    brief: str | None = None
 
 
 @dataclass(frozen=True)
 class Aborted(Event):
-    """The run ended before its end: interrupted, or refused with a sentence and an exit code."""
+    """The run ended before its end. `how` is stopped (by a signal), failed (refused) or killed."""
 
     why: str
-    exit_code: int
+    how: str
 
 
 @dataclass(frozen=True)
@@ -130,5 +143,3 @@ class Joined(Event):
 @dataclass(frozen=True)
 class Ended(Event):
     """From the flow to the worker: every stage is settled; report."""
-
-    cancelled: bool = False

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import gc
+import importlib
 import io
 import logging
 import os
@@ -24,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from flows.commands import Module, shown
-from flows.faults import StageFailed
+from flows.faults import StageFailedError, of_system
 
 Line = Callable[[str], None]
 # Told a progress record: description, done, total, unit, rate, seconds_left, note.
@@ -32,12 +33,18 @@ Advance = Callable[[Any], None]
 
 
 def run_module(
-    module: Module, folder: str, root: Path, environment: dict[str, str], *, on_line: Line, on_progress: Advance
+    module: Module,
+    folder: str,
+    root: Path,
+    environment: dict[str, str],
+    *,
+    on_line: Line,
+    on_progress: Advance,
 ) -> None:
     """Run `module` as `python -m` would in `folder`; call it from the main thread only.
 
     Raises:
-        StageFailed: it raised, or exited with a code other than 0; the traceback has gone to `on_line`.
+        StageFailedError: it raised, or exited with a code other than 0; the traceback has gone to `on_line`.
     """
     with (
         _surroundings(module, folder, environment),
@@ -60,15 +67,17 @@ def _check_exit(code: object) -> None:
     if code in (None, 0):
         return
     if isinstance(code, int):
-        raise StageFailed(f"it ended with code {code}", 2 if code == 2 else 1)
-    raise StageFailed(str(code))
+        raise StageFailedError(f"it ended with code {code}", 2 if code == 2 else 1)
+    raise StageFailedError(str(code))
 
 
-def _failure(error: Exception, on_line: Line) -> StageFailed:
+def _failure(error: Exception, on_line: Line) -> StageFailedError:
     """The sentence of an error that is understood (it carries an exit code), else its traceback's end."""
     exit_code = getattr(error, "exit_code", None)
     if isinstance(exit_code, int):
-        return StageFailed(str(error), exit_code)
+        return StageFailedError(str(error), exit_code)
+    if text := of_system(error):
+        return StageFailedError(text)
     frames = traceback.extract_tb(error.__traceback__)
     own = next((i for i, frame in enumerate(frames) if frame.filename == "<frozen runpy>"), 0)
     while own < len(frames) and frames[own].filename == "<frozen runpy>":
@@ -78,7 +87,7 @@ def _failure(error: Exception, on_line: Line) -> StageFailed:
         for line in text.rstrip().splitlines():
             on_line(line)
     where = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
-    return StageFailed(f"{type(error).__name__}: {error}{where}")
+    return StageFailedError(f"{type(error).__name__}: {error}{where}")
 
 
 @contextmanager
@@ -114,14 +123,7 @@ def _own_modules(root: Path, folder: str) -> Iterator[None]:
     finally:
         _take_modules(root, folder)
         sys.modules.update(stashed)
-        importlib_caches_cleared()
-
-
-def importlib_caches_cleared() -> None:
-    """Forget which files folders held: a stage may have written a module."""
-    import importlib
-
-    importlib.invalidate_caches()
+        importlib.invalidate_caches()  # the stage may have written a module
 
 
 def _take_modules(root: Path, folder: str) -> dict[str, Any]:
@@ -135,7 +137,8 @@ def _belongs(name: str, module: Any, root: Path, folder: str) -> bool:
     """Whether a module lies in the repository, or has the name of a package there (our own rooms may)."""
     if name == "__main__":
         return False
-    file = getattr(module, "__file__", None) or next(iter(getattr(module, "__path__", [])), None)
+    contents = vars(module) if hasattr(module, "__dict__") else {}  # getattr would load a lazy module
+    file = contents.get("__file__") or next(iter(contents.get("__path__") or []), None)
     if file is not None and "site-packages" not in file and not Path(file).is_relative_to(sys.prefix):
         if Path(file).is_relative_to(root):
             return True
@@ -173,11 +176,11 @@ def _captured(on_line: Line) -> Iterator[None]:
 
 
 def _stream(number: int) -> io.TextIOWrapper:
-    return open(number, "w", encoding="utf-8", errors="replace", buffering=1, closefd=False)  # noqa: PTH123, SIM115
+    return open(number, "w", encoding="utf-8", errors="replace", buffering=1, closefd=False)
 
 
 def _forward(descriptor: int, on_line: Line) -> None:
-    with open(descriptor, "rb") as pipe:  # noqa: PTH123
+    with open(descriptor, "rb") as pipe:
         for raw in pipe:
             if text := shown(raw):
                 on_line(text)

@@ -66,6 +66,7 @@ def _holder(file: IO[str]) -> str:
     try:
         holder = json.loads(file.read())
         since = time.strftime("%H:%M:%S", time.localtime(holder["since"]))
-        return f"another run holds this repository: process {holder['pid']} of {holder['user']}, since {since}"
+        who = f"process {holder['pid']} of {holder['user']}, since {since}"
+        return f"another run holds this repository: {who}"
     except (ValueError, KeyError):  # taken a moment ago, not signed yet
         return "another run holds this repository"

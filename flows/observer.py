@@ -6,6 +6,7 @@ no server is configured, starts a temporary one. The stages' work begins before 
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import socket
@@ -15,38 +16,31 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
 from flows.link import spawned
 
+
 def main(arguments: list[str]) -> int:
     """Run the flow for the worker at the other end of the link."""
     link, request = spawned(arguments)
-    with _server():
-        from flows.pipeline import adopt, pipeline
+    ensure_server()
+    from flows.pipeline import adopt, pipeline
 
-        adopt(link)
-        try:
-            pipeline(**asdict(request))
-        except Exception as error:
-            print(error, file=sys.stderr)  # noqa: T201 - into the log file
-            return 1
+    adopt(link)
+    pipeline(**asdict(request), return_state=True)
     return 0
 
 
-@contextmanager
-def _server() -> Iterator[None]:
-    """A temporary server for this run where none is configured, started while Prefect is imported."""
-    if os.environ.get("PREFECT_API_URL") or _configured():
-        yield
+def ensure_server() -> None:
+    """Where no server is configured, start a temporary one for this run while Prefect is imported."""
+    if os.environ.get("PREFECT_API_URL") or configured():
         return
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    process = subprocess.Popen(
+    server = subprocess.Popen(
         [
             *(sys.executable, "-m", "uvicorn", "--factory", "prefect.server.api.server:create_app"),
             *("--host", "127.0.0.1", "--port", str(port), "--log-level", "error", "--lifespan", "on"),
@@ -59,19 +53,20 @@ def _server() -> Iterator[None]:
             "PREFECT__SERVER_FINAL": "1",
         },
     )
-    url = f"http://127.0.0.1:{port}/api"
-    os.environ["PREFECT_API_URL"] = url
+    # At exit, after Prefect's own threads have sent their last logs and events.
+    atexit.register(_stop, server)
+    os.environ["PREFECT_API_URL"] = f"http://127.0.0.1:{port}/api"
+    threading.Thread(target=_import_prefect, daemon=True).start()
+    _await(os.environ["PREFECT_API_URL"], server)
+
+
+def _stop(server: subprocess.Popen[bytes]) -> None:
+    server.terminate()
     try:
-        threading.Thread(target=_import_prefect, daemon=True).start()
-        _await(url, process)
-        yield
-    finally:
-        process.terminate()
-        try:
-            process.wait(5)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        server.wait(5)
+    except subprocess.TimeoutExpired:
+        server.kill()
+        server.wait()
 
 
 def _import_prefect() -> None:
@@ -79,7 +74,7 @@ def _import_prefect() -> None:
         import flows.pipeline  # noqa: F401
 
 
-def _configured() -> bool:
+def configured() -> bool:
     """Whether the user's active Prefect profile names a server; read without importing Prefect."""
     import tomllib
 
@@ -96,10 +91,12 @@ def _await(url: str, server: subprocess.Popen[bytes]) -> None:
     """Wait until the server answers, it ends, or its time is up."""
     end = time.monotonic() + float(os.environ["PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS"])
     while time.monotonic() < end and server.poll() is None:
-        with contextlib.suppress(OSError, urllib.error.URLError):
-            with urllib.request.urlopen(f"{url}/health", timeout=5) as reply:  # noqa: S310 - loopback
-                if reply.status == 200:
-                    return
+        with (
+            contextlib.suppress(OSError, urllib.error.URLError),
+            urllib.request.urlopen(f"{url}/health", timeout=5) as reply,  # noqa: S310 - loopback
+        ):
+            if reply.status == 200:
+                return
         time.sleep(0.05)
     raise RuntimeError("the temporary Prefect server did not start; set PREFECT_API_URL to a running one")
 

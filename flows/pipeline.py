@@ -12,20 +12,36 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from prefect import flow, get_run_logger, task
+from prefect import Task, flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State
 from prefect.context import TaskRunContext
 from prefect.futures import PrefectFuture
 from prefect.runtime import flow_run
-from prefect.states import Cancelled, Completed, Failed, State
+from prefect.states import Cancelled, Completed, Crashed, Failed
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from flows import artifacts, events
-from flows.faults import StageFailed
+from flows import artifacts, events, orphans
+from flows.faults import StageFailedError
 from flows.link import Link, Request, spawn
 from graft.errors import GraftError
+
+E = TypeVar("E", bound=events.Event)
+
+
+class WorkerGoneError(Exception):
+    """The worker will say no more: it was stopped, or it was killed."""
+
+    def __init__(self, last: events.Aborted) -> None:
+        super().__init__(last.why)
+        self.last = last
+
+    def state(self) -> State[Any]:
+        """The state of whatever waited for it."""
+        make = {"stopped": Cancelled, "failed": Failed, "killed": Crashed}[self.last.how]
+        return make(message=self.last.why, data=GraftError(self.last.why))
 
 
 class Worker:
@@ -34,33 +50,36 @@ class Worker:
     def __init__(self, link: Link) -> None:
         self._link = link
         self._inboxes: defaultdict[str, queue.Queue[events.Event]] = defaultdict(queue.Queue)
-        self._whole: queue.Queue[events.Event] = queue.Queue()
         self._lock = threading.Lock()
-        self.gone: events.Aborted | None = None
+        self._gone: events.Aborted | None = None
+        self._mark = ""
         link.listen(self._sort, self._closed)
 
     def _sort(self, event: events.Event) -> None:
-        stage = getattr(event, "stage", None)
         if isinstance(event, events.Aborted):
-            self.gone = event
-        (self._inbox(stage) if stage else self._whole).put(event)
+            self._give_up(event)
+        else:
+            self._inbox(getattr(event, "stage", "")).put(event)
 
     def _inbox(self, stage: str) -> queue.Queue[events.Event]:
         with self._lock:
             return self._inboxes[stage]
 
     def _closed(self) -> None:
-        self.gone = self.gone or events.Aborted("the working process was killed", 1)
+        if self._mark and not self._gone:
+            orphans.sweep(self._mark)
+        self._give_up(events.Aborted("the working process was killed; the next run continues from here", "killed"))
+
+    def _give_up(self, last: events.Aborted) -> None:
         with self._lock:
-            inboxes = [self._whole, *self._inboxes.values()]
-        for inbox in inboxes:
-            inbox.put(self.gone)
+            self._gone = self._gone or last
+            for inbox in self._inboxes.values():
+                inbox.put(self._gone)
 
     def joined(self) -> events.Planned:
         """Tell the worker that the flow run exists; return its plan."""
         self._link.send(events.Joined(flow_run=str(flow_run.id or "")))
-        planned = self._next(self._whole)
-        assert isinstance(planned, events.Planned)
+        planned = self._next("", events.Planned)
         self._mark = planned.mark
         return planned
 
@@ -68,9 +87,7 @@ class Worker:
         """Have the worker run one attempt at a stage; its events, the last one Finished or Failed."""
         self._link.send(events.Ask(stage, attempt))
         while True:
-            event = self._next(self._inbox(stage))
-            if getattr(event, "attempt", attempt) != attempt:
-                continue  # of an attempt that the flow already took for lost
+            event = self._next(stage, events.Event)
             yield event
             if isinstance(event, events.Finished | events.Failed):
                 return
@@ -78,17 +95,18 @@ class Worker:
     def ended(self) -> events.Reported:
         """Tell the worker that every stage is settled; return its report."""
         self._link.send(events.Ended())
-        reported = self._next(self._whole)
-        assert isinstance(reported, events.Reported)
-        return reported
+        return self._next("", events.Reported)
 
-    def _next(self, inbox: queue.Queue[events.Event]) -> events.Event:
-        if self.gone and inbox.empty():
-            raise StageFailed(self.gone.why, self.gone.exit_code)
+    def _next(self, stage: str, kind: type[E]) -> E:
+        inbox = self._inbox(stage)
+        with self._lock:
+            if self._gone and inbox.empty():
+                raise WorkerGoneError(self._gone)
         event = inbox.get()
         if isinstance(event, events.Aborted):
-            inbox.put(event)  # for whoever asks next
-            raise StageFailed(event.why, event.exit_code)
+            raise WorkerGoneError(event)
+        if not isinstance(event, kind):
+            raise TypeError(f"the worker sent {event}, wanted {kind.__name__}")
         return event
 
 
@@ -114,12 +132,19 @@ def adopt(link: Link) -> None:
 
 
 @task(cache_policy=NO_CACHE, persist_result=False)
-def run_stage(worker: Worker, stage: str) -> State[dict[str, Any]]:
+def run_stage(worker: Worker, stage: str) -> State[Any]:
     """One stage: its lines become logs, its loops a progress artifact, its outcome this task's state."""
     context = TaskRunContext.get()
     attempt = context.task_run.run_count if context else 1
+    try:
+        return _attempted(worker, stage, attempt)
+    except WorkerGoneError as gone:
+        return gone.state()
+
+
+def _attempted(worker: Worker, stage: str, attempt: int) -> State[Any]:
     logger = get_run_logger()
-    progress = artifacts.ProgressArtifact(stage)
+    progress = artifacts.ProgressArtifact()
     for event in worker.attempt(stage, attempt):
         if isinstance(event, events.Started):
             logger.info("%s", event.why)
@@ -128,9 +153,11 @@ def run_stage(worker: Worker, stage: str) -> State[dict[str, Any]]:
         elif isinstance(event, events.Advanced):
             progress.update(event)
         elif isinstance(event, events.Finished):
-            return Completed(name=event.state, message=event.why, data={"state": event.state, "why": event.why})
+            return Completed(name=event.state, message=event.why)
         elif isinstance(event, events.Failed):
-            raise StageFailed(f"{stage}: {event.why}", event.exit_code)
+            logger.error("%s", event.why)
+            make = Cancelled if event.state == "Cancelled" else Failed
+            return make(name=event.state, message=event.why, data=StageFailedError(event.why, event.exit_code))
     raise AssertionError("a stage's events end with its outcome")
 
 
@@ -141,43 +168,57 @@ def _flow_run_name() -> str:
 @flow(
     name="pipeline",
     flow_run_name=_flow_run_name,
+    # Threads only wait here; what may run side by side is the worker's to know.
     task_runner=ThreadPoolTaskRunner(max_workers=1000),  # type: ignore[arg-type]
     persist_result=False,
-    validate_parameters=False,
 )
 def pipeline(
-    repo: str = ".", targets: Sequence[str] = (), force: bool = False, isolate: bool = False, wait: bool = True
+    repo: str = ".",
+    targets: Sequence[str] = (),
+    force: bool = False,
+    isolate: bool = False,
+    wait: bool = True,
 ) -> dict[str, Any]:
     """Bring the repository at `repo` up to date with its dvc.yaml.
 
     Args:
-        repo: a folder inside a DVC repository.
-        targets: stages to bring up to date, with what they need; none means all.
+        repo: the folder of a dvc.yaml inside a DVC repository.
+        targets: stages or dvc.yaml files to bring up to date, with what they need; none means the folder's own.
         force: run the stages even where nothing changed.
         isolate: give each stage a process of its own.
         wait: where another run holds the repository, wait for it instead of failing.
 
     Returns:
-        `{"stages": [{"name", "state", "why", "seconds"}, …], "metrics": {file: {…}}}`
+        `{"stages": [{"name", "state", "why", "seconds"}, …], "metrics": {file: {name: value}}}`
 
     Raises:
         GraftError: a stage failed, or the input is wrong; one sentence.
     """
-    with connected(Request(repo, tuple(targets), force, isolate, wait)) as worker:
-        plan = worker.joined()
-        futures: dict[str, PrefectFuture[Any]] = {}
-        for stage in plan.stages:
-            futures[stage["name"]] = run_stage.with_options(
-                name=stage["name"],
-                task_run_name=stage["name"],
-                retries=stage["retries"],
-                retry_delay_seconds=stage["retry_delay"],
-            ).submit(worker, stage["name"], wait_for=[futures[name] for name in stage["needs"] if name in futures])
-        for future in futures.values():
-            future.wait()
-        report = worker.ended()
-        artifacts.publish(report)
-        failed = [stage for stage in report.summary["stages"] if stage["state"] in ("Failed", "TimedOut")]
-        if failed:
-            raise GraftError("; ".join(f"{stage['name']}: {stage['why']}" for stage in failed))
-        return report.summary
+    try:
+        with connected(Request(repo, tuple(targets), force, isolate, wait)) as worker:
+            summary: dict[str, Any] = _orchestrated(worker)
+            return summary
+    except WorkerGoneError as gone:
+        return gone.state()  # type: ignore[return-value]  # Prefect takes a state for a result
+
+
+def _orchestrated(worker: Worker) -> Any:
+    futures: dict[str, PrefectFuture[Any]] = {}
+    for stage in worker.joined().stages:
+        named: Task[..., Any] = run_stage.with_options(
+            name=stage["name"],
+            task_run_name=stage["name"],
+            retries=stage["retries"],
+            retry_delay_seconds=stage["retry_delay"],
+        )
+        needs = [futures[name] for name in stage["needs"] if name in futures]
+        futures[stage["name"]] = named.submit(worker, stage["name"], wait_for=needs)
+    for future in futures.values():
+        future.wait()
+    report = worker.ended()
+    artifacts.publish(report)
+    failed = [stage for stage in report.summary["stages"] if stage["state"] in ("Failed", "TimedOut")]
+    if failed:
+        why = "; ".join(f"{stage['name']}: {stage['why']}" for stage in failed)
+        return Failed(message=why, data=GraftError(why))
+    return report.summary

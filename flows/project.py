@@ -25,7 +25,7 @@ from graft.errors import InputError, nearest
 
 @dataclass(frozen=True)
 class Policy:
-    """What a stage's `meta:` says about failing: how often and when to retry, and when to give up (seconds)."""
+    """What a stage's `meta:` says about failing: retries, the seconds between them, and when to give up."""
 
     retries: int = 0
     retry_delay: float = 0.0
@@ -34,7 +34,7 @@ class Policy:
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage of the graph. `needs` names the stages it depends on; `reason` is None where nothing changed."""
+    """One stage of the graph: `needs` is what it depends on; `reason` is None where nothing changed."""
 
     name: str
     needs: tuple[str, ...]
@@ -58,10 +58,12 @@ class Project:
     The current folder must be `root` for as long as it is used: DVC names stages relative to it.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, folder: Path | None = None) -> None:
+        """Open the repository at `root` for the dvc.yaml in `folder`, by default the root's own."""
         with translated():
             self._repo = _open(root)
             self.root = Path(self._repo.root_dir)
+            self._folder = (folder or root).resolve()
             self._state = state_folder(self.root)
             self._gate = threading.Lock()
             self._load()
@@ -84,7 +86,11 @@ class Project:
             yield
 
     def plan(self, targets: Iterable[str] = ()) -> list[Stage]:
-        """The stages of this run in order: all, or `targets` and what they need.
+        """The stages of this run in order: `targets` and what they need.
+
+        Args:
+            targets: stages, groups of foreach and matrix stages, or dvc.yaml files; without any, the one
+                in the folder this was opened for, as `dvc repro` there takes it.
 
         Raises:
             InputError: a target or a `meta:` is unknown or wrong.
@@ -95,9 +101,7 @@ class Project:
 
     def _wanted(self, targets: Iterable[str]) -> set[str]:
         wanted: set[str] = set()
-        queue = [name for target in targets for name in self._matching(target)]
-        if not queue:
-            return set(self._stages)
+        queue = [name for target in targets for name in self._matching(target)] or self._default()
         while queue:
             name = queue.pop()
             if name not in wanted:
@@ -105,9 +109,20 @@ class Project:
                 queue += [stage.addressing for stage in self._upstream[name]]
         return wanted
 
+    def _default(self) -> list[str]:
+        """The stages of the folder's own dvc.yaml; where it has none, every stage there is."""
+        return self._of_file(self._folder / "dvc.yaml") or list(self._stages)
+
+    def _of_file(self, file: Path) -> list[str]:
+        return [name for name, stage in self._stages.items() if Path(stage.path) == file]
+
     def _matching(self, target: str) -> list[str]:
-        """A stage's name, or the group of a foreach or matrix stage."""
-        names = [name for name in self._stages if name == target or name.startswith(f"{target}@")]
+        """A stage, the group of a foreach or matrix stage, or the stages of a dvc.yaml file."""
+        here = self._folder.relative_to(self.root)
+        full = target if here == Path() else f"{here}/dvc.yaml:{target}"
+        names = [
+            name for name in self._stages if name in (target, full) or name.startswith((f"{target}@", f"{full}@"))
+        ] or self._of_file(self.root / target)
         if not names:
             raise InputError(f"no stage {target}; {nearest(target, self._stages)}")
         return names
@@ -123,6 +138,11 @@ class Project:
             is_data=stage.is_data_source,
         )
 
+    def reason(self, name: str) -> str | None:
+        """Why DVC would run the stage now; None where nothing changed."""
+        with translated(), self._locked():
+            return reasons.reason(self._stages[name], self._producers)
+
     def reproduce(self, name: str, *, force: bool, began: Callable[[str], None]) -> Outcome:
         """Bring one stage up to date as `dvc repro --single-item` does.
 
@@ -137,7 +157,8 @@ class Project:
             if why is None:
                 return Outcome("Unchanged", reasons.UNCHANGED)
             began(why)
-            self._keep_edited(stage)
+            if kept := self._keep_edited(stage):
+                why += f"; the edit is kept in {kept}"
             return self._bring_up_to_date(stage, why, force)
 
     def _bring_up_to_date(self, stage: Any, why: str, force: bool) -> Outcome:
@@ -146,15 +167,24 @@ class Project:
         if stage.is_data_source and not stage.is_import and in_cache and not force and _missing(stage):
             stage.checkout()
             return Outcome("Restored", f"{why}; from the cache")
+        journal.unlink(missing_ok=True)
         remote = self._repo.config["core"].get("remote")
-        done = stage.reproduce(force=force, pull=bool(remote), upstream=self._upstream[stage.addressing])
+        try:
+            done = stage.reproduce(force=force, pull=bool(remote), upstream=self._upstream[stage.addressing])
+        except Exception:
+            if not remote or journal.exists():
+                raise
+            why += f"; remote {remote} cannot be reached"
+            done = stage.reproduce(force=force, upstream=self._upstream[stage.addressing])
         if done:
             stage.dump(update_pipeline=False)
         ran = journal.exists()
         journal.unlink(missing_ok=True)
         if ran or (done and (stage.frozen or stage.is_data_source)):
             return Outcome("Ran", why)
-        return Outcome("Restored", f"{why}; from the cache" if in_cache or not remote else f"{why}; pulled from {remote}")
+        return Outcome(
+            "Restored", f"{why}; from the cache" if in_cache or not remote else f"{why}; pulled from {remote}"
+        )
 
     def metrics(self) -> dict[str, dict[str, Any]]:
         """The numbers at the top level of each metrics file."""
@@ -187,13 +217,14 @@ class Project:
     def _journal(self, name: str) -> Path:
         return self._state / "running" / quote(name, safe="")
 
-    def _keep_edited(self, stage: Any) -> None:
-        """Set aside outputs that a person edited: DVC is about to replace them.
+    def _keep_edited(self, stage: Any) -> Path | None:
+        """Set aside outputs that a person edited, since DVC is about to replace them; return where.
 
         What an interrupted run left half done, or what the cache holds anyway, is not worth keeping.
         """
+        kept = None
         if not stage.cmd or stage.frozen or self._journal(stage.addressing).exists():
-            return
+            return None
         for out in stage.outs:
             if out.persist or not out.hash_info or not out.exists or not out.changed_checksum():
                 continue
@@ -204,6 +235,7 @@ class Project:
                 shutil.rmtree(kept)
             kept.parent.mkdir(parents=True, exist_ok=True)
             shutil.move(out.fs_path, kept)
+        return kept.relative_to(self.root) if kept else None
 
 
 def state_folder(root: Path) -> Path:
@@ -235,13 +267,17 @@ def mend(root: Path) -> None:
             paths.unlink()  # DVC rewrites it in place; cut short, it would refuse every later command
 
 
+def in_git(root: Path) -> bool:
+    """Whether a git repository holds `root`."""
+    return any((folder / ".git").exists() for folder in (root, *root.parents))
+
+
 def _open(root: Path) -> Any:
     from dvc.repo import Repo
 
     for name in ("dvc", "dvc_objects", "dvc_data"):
         logging.getLogger(name).setLevel(logging.CRITICAL + 1)  # the engine speaks; DVC's bars obey this too
-    in_git = any((folder / ".git").exists() for folder in (root, *root.parents))
-    config = None if in_git else {"core": {"no_scm": True}}
+    config = None if in_git(root) else {"core": {"no_scm": True}}
     return Repo(os.fspath(root), config=config, _wait_for_lock=True)
 
 

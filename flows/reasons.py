@@ -53,7 +53,12 @@ def _dependency_reasons(stage: Any, producers: Mapping[str, str]) -> Iterator[st
                 yield f"{path} {_WORDS.get(status, status)}{origin}"
 
 
-_WORDS = {"modified": "changed", "deleted": "missing", "new": "is new", "not in cache": "missing from the cache"}
+_WORDS = {
+    "modified": "changed",
+    "deleted": "missing",
+    "new": "is new",
+    "not in cache": "missing from the cache",
+}
 
 
 def _recorded(stage: Any) -> bool:

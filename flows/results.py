@@ -29,17 +29,22 @@ class Results:
     params_diff: list[dict[str, Any]]
     pictures: dict[str, str]
     places: dict[str, Path]
+    brief: str | None
 
 
 def collect(repo: Any, stages: Iterable[Any]) -> Results:
     """All of it, from an open and locked `dvc.repo.Repo` and its stages."""
-    committed = not repo.scm.no_commits
+    from dvc.scm import NoSCM
+
+    committed = not isinstance(repo.scm, NoSCM) and not repo.scm.no_commits
+    found = places(repo, stages)
     return Results(
         metrics=metrics(repo),
         metrics_diff=against_last_commit(repo.metrics.diff(all=True)) if committed else [],
         params_diff=against_last_commit(repo.params.diff()) if committed else [],
         pictures=pictures(stages),
-        places=places(repo, stages),
+        places=found,
+        brief=brief(Path(repo.root_dir), found),
     )
 
 
@@ -79,15 +84,20 @@ def places(repo: Any, stages: Iterable[Any]) -> dict[str, Path]:
     return {name: path.relative_to(root) for name, path in found.items() if path.exists()}
 
 
+def brief(root: Path, found: dict[str, Path]) -> str | None:
+    """The text of the artifact named `summary`, where dvc.yaml names one in Markdown."""
+    path = root / found["summary"] if "summary" in found else None
+    return path.read_text(encoding="utf-8") if path and path.suffix == ".md" else None
+
+
 def pictures(stages: Iterable[Any]) -> dict[str, str]:
-    """Plots as `data:` addresses by artifact key: images as they are, confusion matrices drawn from their table."""
+    """Plots as `data:` addresses by artifact key: images as they are, confusion matrices drawn."""
     found: dict[str, str] = {}
     for path, options in _plots(stages):
         if path.suffix in _IMAGES and path.is_file() and path.stat().st_size <= PICTURE_BYTES:
             found[_key(path)] = _address(path.read_bytes(), _IMAGES[path.suffix])
-        elif "confusion" in str(options.get("template", "")) and path.is_file():
-            if pairs := _pairs(path, options):
-                found[_key(path)] = _address(draw_confusion(pairs), "image/png")
+        elif "confusion" in str(options.get("template", "")) and (pairs := _pairs(path, options)):
+            found[_key(path)] = _address(draw_confusion(pairs), "image/png")
     return found
 
 
@@ -122,7 +132,7 @@ def _top_level(name: str, options: dict[str, Any]) -> tuple[str, dict[str, Any]]
 
 def _pairs(path: Path, options: dict[str, Any]) -> Counter[tuple[str, str]]:
     """How often each (actual, predicted) pair of labels occurs in a CSV, TSV or JSON table."""
-    rows = _rows(path)
+    rows = _rows(path) if path.is_file() else []
     if not rows:
         return Counter()
     fields = list(rows[0])

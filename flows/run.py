@@ -8,12 +8,11 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 import threading
-import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -24,7 +23,7 @@ from flows.engine import Engine
 from flows.faults import Stopped
 from flows.link import Link, Request, spawn
 from flows.locking import run_lock
-from flows.project import Project, Stage, find_root, mend, state_folder
+from flows.project import Project, Stage, find_root, in_git, mend, state_folder
 from graft.errors import GraftError
 
 # What keeps Prefect and DVC quiet and offline, unless the user said otherwise.
@@ -37,22 +36,27 @@ QUIET = {
 # After Ctrl-C or SIGTERM: how long a stage in this process may take to come back before we leave without it.
 STOP_SECONDS = 5.0
 # How long Prefect may take to write down the end of a run.
-OBSERVER_SECONDS = 30.0
+OBSERVER_SECONDS = 120.0
 
 
 class Run:
     """One run. Call `work` once, in the main thread."""
 
     def __init__(
-        self, request: Request, *, link: Link | None = None, prepare: Callable[[Path], None] = lambda root: None
+        self,
+        request: Request,
+        *,
+        link: Link | None = None,
+        prepare: Callable[[Path], None] = lambda root: None,
     ) -> None:
-        """Without a `link` to a flow, one is started in a process beside; `prepare` is called under the lock."""
+        """Without a `link` to a flow, one is started beside; `prepare` is called under the lock."""
         self._request = request
         self._link = link
         self._prepare = prepare
         self._observer: subprocess.Popen[bytes] | None = None
         self._screen = Screen()
-        self._root = find_root(Path(request.repo))
+        self._folder = Path(request.repo).resolve()
+        self._root = find_root(self._folder)
         self._mark = orphans.mark(self._root, uuid.uuid4().hex)
         self._lock = threading.Lock()
         self._settled: dict[str, events.Finished | events.Failed] = {}
@@ -69,12 +73,12 @@ class Run:
             with _stoppable(), self._held():
                 return self._worked()
         except GraftError as error:
-            self._abort(str(error), error.exit_code)
+            self._abort(str(error), "failed")
             raise
         except Stopped as stopped:
             self._screen.end()
             self._screen.say("Stopped. Finished stages are kept; the next run continues from here.", "yellow")
-            self._abort(str(stopped), stopped.exit_code)
+            self._abort(str(stopped), "stopped")
             return stopped.exit_code
 
     @contextmanager
@@ -86,13 +90,18 @@ class Run:
             yield
 
     def _worked(self) -> int:
-        self._project = Project(self._root)
+        self._project = Project(self._root, self._folder)
         self._stages = self._project.plan(self._request.targets)
         if self._link is None and not self._request.force and not any(stage.reason for stage in self._stages):
             self._screen.begin([stage.name for stage in self._stages])
             self._screen.unchanged([stage.name for stage in self._stages])
             self._show_results()
             return 0
+        if not in_git(self._root):
+            self._screen.say("There is no git here: the run works, but compares nothing with a last commit.")
+        misfit = seam.misfit()
+        if misfit:
+            self._screen.say(f"{misfit}; running every stage isolated, by DVC's own command", "yellow")
         self._engine = Engine(
             self._project,
             self._stages,
@@ -100,9 +109,10 @@ class Run:
             mark=self._mark,
             force=self._request.force,
             isolate=self._request.isolate,
+            native=bool(misfit),
         )
         self._screen.begin([stage.name for stage in self._stages])
-        with self._project.running(self._engine.run_commands):
+        with nullcontext() if misfit else self._project.running(self._engine.run_commands):
             try:
                 self._orchestrated()
             except BaseException:
@@ -111,28 +121,31 @@ class Run:
             finally:
                 self._screen.end()
         self._show_results()
+        if not self._exit_code():
+            self._screen.next_steps()
         return self._exit_code()
 
     def _orchestrated(self) -> None:
         """Do what the flow asks for until it says that every stage is settled; then report to it."""
-        if self._link is None:
-            log = state_folder(self._root) / "prefect.log"
-            with log.open("wb") as out:
-                self._link, self._observer = spawn("flows.observer", self._request, out)
-        self._link.listen(self._heard, lambda: self._engine.call_soon(self._lost))
+        link = self._link = self._link or self._observed()
+        link.listen(partial(self._heard, link), lambda: self._engine.call_soon(self._lost))
         self._head_start()
         self._engine.serve(until=lambda: self._ended)
-        self._link.send(self._report())
-        self._link.close()
-        if self._observer:
-            self._observer.wait(OBSERVER_SECONDS)
+        link.send(self._report())
+        link.close()
+        self._leave(OBSERVER_SECONDS)
 
-    def _heard(self, event: events.Event) -> None:
+    def _observed(self) -> Link:
+        """A link to a flow started in a process beside this one."""
+        with (state_folder(self._root) / "prefect.log").open("wb") as out:
+            link, self._observer = spawn("flows.observer", self._request, out)
+        return link
+
+    def _heard(self, link: Link, event: events.Event) -> None:
         if isinstance(event, events.Joined):
-            assert self._link is not None
             with self._lock:
                 self._joined = True
-            self._link.send(events.Planned(self._mark, [_planned(stage) for stage in self._stages]))
+            link.send(events.Planned(self._mark, [_planned(stage) for stage in self._stages]))
         elif isinstance(event, events.Ask):
             self._engine.start(event.stage, event.attempt)
         elif isinstance(event, events.Ended):
@@ -149,12 +162,15 @@ class Run:
             )
 
     def _head_start(self) -> None:
-        """Until the flow has joined, begin the first stage that can: what DVC would run anyway need not wait."""
+        """Until the flow has joined, begin one stage after the other: DVC would run it anyway."""
         with self._lock:
             if self._joined:
                 return
             done = {name for name, event in self._settled.items() if isinstance(event, events.Finished)}
-            ready = next((s for s in self._stages if s.name not in self._settled and done.issuperset(self._needs(s))), None)
+            ready = next(
+                (s for s in self._stages if s.name not in self._settled and done.issuperset(self._needs(s))),
+                None,
+            )
             if ready is not None:
                 self._engine.start(ready.name)
 
@@ -167,6 +183,8 @@ class Run:
             self._link.send(event)
         if isinstance(event, events.Finished | events.Failed):
             self._settled[event.stage] = event
+            if len(self._settled) == len(self._stages):
+                self._screen.waiting()
             self._head_start()
 
     def _report(self) -> events.Reported:
@@ -177,6 +195,7 @@ class Run:
             params=results.params_diff,
             pictures=results.pictures,
             report=(self._root / results.places["report"]).as_uri() if "report" in results.places else None,
+            brief=results.brief,
         )
 
     def _rows(self) -> list[dict[str, Any]]:
@@ -195,17 +214,22 @@ class Run:
         codes = [event.exit_code for event in self._settled.values() if isinstance(event, events.Failed)]
         return codes[0] if codes else 0
 
-    def _abort(self, why: str, exit_code: int) -> None:
-        """Tell the flow that nothing more comes, and let it write that down."""
+    def _abort(self, why: str, how: str) -> None:
+        """Tell the flow that nothing more comes, and let it write that down if it is up."""
         if self._link is not None:
-            self._link.send(events.Aborted(why, exit_code))
+            self._link.send(events.Aborted(why, how))
             self._link.close()
-        if self._observer:
-            try:
-                self._observer.wait(STOP_SECONDS)
-            except subprocess.TimeoutExpired:
-                self._observer.kill()
-                self._observer.wait()
+        self._leave(STOP_SECONDS if self._joined else 0.0)
+
+    def _leave(self, seconds: float) -> None:
+        """Give the flow's process some time to end, then end it and its server."""
+        if self._observer is None:
+            return
+        try:
+            self._observer.wait(seconds)
+        except subprocess.TimeoutExpired:
+            os.killpg(self._observer.pid, signal.SIGKILL)
+            self._observer.wait()
 
 
 def _planned(stage: Stage) -> dict[str, Any]:
@@ -243,7 +267,7 @@ def _stoppable() -> Iterator[None]:
 
 def show_status(repo: Path, targets: tuple[str, ...]) -> None:
     """Print what a run would do and why; changes nothing and needs neither lock nor server."""
-    root = find_root(repo)
+    folder, root = repo.resolve(), find_root(repo)
     os.chdir(root)
-    stages = Project(root).plan(targets)
+    stages = Project(root, folder).plan(targets)
     Screen().plan([(stage.name, stage.needs, stage.reason) for stage in stages])

@@ -35,9 +35,7 @@ def fit_temperature(probabilities: Array, labels: Array) -> float:
         scaled = _log_softmax(logits / np.exp(log_t))
         return float(-scaled[rows, labels].sum() + 0.5 * (log_t / PRIOR_DEVIATION) ** 2)
 
-    best = minimize_scalar(
-        loss, bounds=(np.log(LOWEST), np.log(HIGHEST)), method="bounded", options={"xatol": 1e-5}
-    )
+    best = minimize_scalar(loss, bounds=(np.log(LOWEST), np.log(HIGHEST)), method="bounded", options={"xatol": 1e-5})
     return float(np.exp(best.x))
 
 

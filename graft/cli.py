@@ -8,14 +8,21 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 import graft
+from graft.commands import registry
 from graft.errors import GraftError, InputError
 
-MODEL = Path("models/onnx/model.fp32.onnx")
+if TYPE_CHECKING:
+    from graft.comparison import Comparison
+
+MODEL = Path("models/onnx")
+PROD = "prod"  # follows the registry
+FOLLOW_SECONDS = 2.0
+LISTED = 10  # pictures that changed sides, in the terminal
 
 app = typer.Typer(
     help="Graft a pretrained network onto your own pictures.",
@@ -99,6 +106,32 @@ def status(
 
 
 @app.command()
+def init(
+    folder: Annotated[Path, typer.Argument(help="A folder, zip or tar with a folder of pictures for each class.")],
+) -> None:
+    """Point params.yaml at your own pictures."""
+    from graft.commands import project
+
+    project.init(find_project(), folder)
+
+
+@app.command()
+def pretrain(
+    assignments: Annotated[
+        list[str] | None,
+        typer.Option("-S", "--set", metavar="KEY=VALUE", help="Where CIFAR-10 is, such as data.path; repeatable."),
+    ] = None,
+    epochs: Annotated[int, typer.Option(min=1, help="About a minute each on two cores.")] = 24,
+    output: Annotated[Path | None, typer.Option(help="Folder for weights and card. [default: the package's]")] = None,
+) -> None:
+    """Make the bundled weights again: a quarter-width VGG16 trained on CIFAR-10."""
+    from graft.commands import project
+
+    command = " ".join(["graft pretrain", *(f"-S {assignment}" for assignment in assignments or []), f"--epochs {epochs}"])
+    project.pretrain(find_project(), assignments or [], epochs, output, command)
+
+
+@app.command()
 def predict(
     files: Annotated[list[Path], typer.Argument(help="Pictures: JPEG, PNG, WebP, GIF, BMP, TIFF, PPM.")],
     model: Annotated[
@@ -108,7 +141,8 @@ def predict(
         str | None, typer.Option(help="Ask a running server, such as http://127.0.0.1:8000.")
     ] = None,
     top_k: Annotated[int, typer.Option(min=1, help="Labels a picture.")] = 3,
-    provider: Annotated[str, typer.Option(help="auto, cuda or cpu; without --url.")] = "auto",
+    provider: Annotated[str, typer.Option(help="auto, tensorrt, cuda or cpu; without --url.")] = "auto",
+    precision: Annotated[str, typer.Option(help="fp32, fp16 or int8; auto is fp16 on a GPU.")] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="One line of JSON a picture.")] = False,
 ) -> None:
     """Say what is in pictures, with the exported file or by asking a server."""
@@ -117,10 +151,10 @@ def predict(
 
         predictions = client.predict_files(url, files, top_k, model)
     else:
-        from graft.inference import open_model
+        from graft.inference import find_file, open_model
         from graft.prediction import predict_files
 
-        path = Path(model) if model is not None else find_project() / MODEL
+        path = Path(model) if model is not None else find_file(find_project() / MODEL, provider, precision)
         predictions = predict_files(open_model(path, provider), files, top_k)
     width = max(len(str(file)) for file in files)
     for prediction in predictions:
@@ -136,11 +170,16 @@ def predict(
 def serve(
     model: Annotated[
         list[Path] | None,
-        typer.Option(help="An exported file, or a folder NAME/VERSION/model.onnx; repeatable."),
+        typer.Option(help="An exported file or a folder NAME/VERSION/model.onnx, repeatable; or prod, the live version."),
     ] = None,
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 is every one.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 picks a free one.")] = 8000,
-    provider: Annotated[str, typer.Option(help="auto, cuda or cpu: what is asked for or an error.")] = "auto",
+    provider: Annotated[
+        str, typer.Option(help="auto, tensorrt, cuda or cpu: what is asked for or an error.")
+    ] = "auto",
+    precision: Annotated[
+        str, typer.Option(help="fp32, fp16 or int8 of the project's own model; auto is fp16 on a GPU.")
+    ] = "auto",
     threads: Annotated[int, typer.Option(min=0, help="Of ONNX Runtime; 0 takes every core.")] = 0,
     versions: Annotated[int, typer.Option(min=0, help="Newest versions of a folder to serve; 0 is all.")] = 1,
     follow: Annotated[float, typer.Option(min=0, help="Look for new versions every so many seconds.")] = 0,
@@ -179,13 +218,18 @@ def serve(
     access_log: Annotated[bool, typer.Option(help="A line of JSON for each request on stdout.")] = True,
 ) -> None:
     """Answer requests with an exported file: the Open Inference Protocol, and a page for people."""
+    from graft.inference import find_file
     from serving import settings
     from serving.commands import read_keys, serve_models
 
-    if traffic is None and model is None:
+    if traffic is None and model in (None, [Path(PROD)]):
         traffic = find_project() / "monitoring"
+    if model == [Path(PROD)]:
+        from flows.promotion import followed
+
+        model, follow = [followed(find_project())], follow or FOLLOW_SECONDS
     serve_models(
-        model or [find_project() / MODEL],
+        model or [find_file(find_project() / MODEL, provider, precision)],
         versions,
         settings.Settings(
             host=host,
@@ -209,6 +253,110 @@ def serve(
             monitoring=settings.Monitoring(folder=traffic, sample_folder=sample, sample_share=sample_share),
         ),
     )
+
+
+@app.command()
+def report(
+    show: Annotated[bool, typer.Option("--open", help="Open the page in the browser.")] = False,
+    speed: Annotated[bool, typer.Option("--speed", help="Measure the files' speed on this machine first.")] = False,
+) -> None:
+    """Make the page of the last evaluation, report/index.html."""
+    from graft import report as pages
+
+    root = find_project()
+    if speed:
+        from graft import params
+        from graft.evaluation import run as evaluation
+
+        evaluation.measure_again(params.load(root / params.FILE), root)
+    page = pages.write(root)
+    typer.echo(page)
+    if show:
+        typer.launch(page.resolve().as_uri())
+
+
+@app.command()
+def compare(
+    before: Annotated[str, typer.Argument(metavar="REV1", help="A commit, branch or tag.")],
+    after: Annotated[str, typer.Argument(metavar="REV2", help="Another; the folder as it is by default.")] = "workspace",
+) -> None:
+    """Compare two versions of the model on today's test pictures, in the terminal and as a page."""
+    import tempfile
+
+    from flows.revisions import fetch
+    from graft import comparison, params
+    from graft.evaluation.run import MAIN
+    from graft.evaluation.study import Study
+    from graft.inference import open_model
+
+    root = find_project()
+    settings = params.load(root / params.FILE)
+    study = Study(root)
+    file = study.model_file(MAIN).relative_to(root).as_posix()
+    models = []
+    for revision in (before, after):
+        with tempfile.TemporaryDirectory(prefix="graft-compare-") as folder:
+            path = fetch(root, file, revision, Path(folder))
+            models.append(open_model(path, provider="auto", threads=settings.runtime.threads))
+    found = comparison.compare(study, (models[0], models[1]), (before, after), settings.evaluate.batch_size)
+    _show_comparison(found, comparison.write(study, found))
+
+
+def _show_comparison(found: Comparison, page: Path) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from graft.report.view import percent
+
+    table = Table("Model", "Accuracy", "95 % interval", "Log loss", box=None, pad_edge=False)
+    for name, accuracy, loss in zip(found.names, found.accuracy, found.log_loss, strict=True):
+        table.add_row(name, percent(accuracy.value), f"{percent(accuracy.low)} – {percent(accuracy.high)}", f"{loss:.4f}")
+    console = Console(highlight=False)
+    console.print(table)
+    console.print(f"\n{found.verdict}", markup=False)
+    for title, moved in ((f"Right only with {found.names[1]}", found.won), (f"Right only with {found.names[0]}", found.lost)):
+        console.print(f"\n{title}: {len(moved)}", style="bold", markup=False)
+        for picture in moved[:LISTED]:
+            console.print(f"  {picture.file}  {picture.label}: {picture.before} → {picture.after}", markup=False)
+        if len(moved) > LISTED:
+            console.print(f"  … and {len(moved) - LISTED} more", markup=False)
+    console.print(f"\nWith pictures: {page}", markup=False)
+
+
+@app.command()
+def doctor() -> None:
+    """Say what is installed, what computes here, and how to mend what does not."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    from graft.doctor import examine
+
+    try:
+        project: Path | None = find_project()
+    except InputError:
+        project = None
+    console = Console(highlight=False)
+    with console.status("Trying each provider …"):
+        findings = examine(project)
+    marks = {"fine": "[green]✓[/]", "absent": "[dim]–[/]", "problem": "[red]✗[/]"}
+    table = Table(box=None, show_header=False, pad_edge=False)
+    section = ""
+    for finding in findings:
+        heading = "" if finding.section == section else finding.section
+        section = finding.section
+        style = "dim" if finding.state == "absent" else ""
+        table.add_row(heading, marks[finding.state], escape(finding.subject), f"[{style or 'default'}]{escape(finding.found)}[/]")
+        if finding.mend:
+            table.add_row("", "", "", f"[bold]mend:[/] {escape(finding.mend)}")
+    console.print(table)
+    problems = sum(finding.state == "problem" for finding in findings)
+    console.print(f"\n{problems} problem{'s' if problems != 1 else ''} found." if problems else "\nNo problems found.")
+    if problems:
+        raise typer.Exit(1)
+
+
+registry.add(app)
 
 
 def main() -> None:

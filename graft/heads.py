@@ -16,7 +16,7 @@ import numpy.typing as npt
 from keras import layers
 from safetensors.numpy import load_file, save_file
 
-from graft import params, training
+from graft import folding, params, training
 from graft.datasets import preparation
 from graft.shards import ShardedArray
 
@@ -31,13 +31,21 @@ Array = npt.NDArray[Any]
 Arrays = dict[str, Array]
 
 
-def build(features: int, classes: int, settings: params.Head, mean: Array, std: Array) -> keras.Model:
-    """A head from raw features (batch × D) to logits (batch × classes)."""
+def build(
+    features: int, classes: int, settings: params.Head, mean: Array, std: Array, normalised: bool = False
+) -> keras.Model:
+    """A head from raw features (batch × D) to logits (batch × classes).
+
+    `normalised` puts batch normalisation behind each hidden layer: for training, to be folded afterwards.
+    """
     entry = keras.Input((features,), name="features")
     tensor = layers.Rescaling(1 / std, offset=-mean / std, name="standardised")(entry)
     for i, units in enumerate(settings.hidden):
         tensor = layers.Dropout(settings.dropout, name=f"dropout_{i}")(tensor)
-        tensor = layers.Dense(units, activation="relu", name=f"dense_{i}")(tensor)
+        tensor = layers.Dense(units, use_bias=not normalised, name=f"dense_{i}")(tensor)
+        if normalised:
+            tensor = layers.BatchNormalization(name=f"norm_{i}")(tensor)
+        tensor = layers.ReLU(name=f"relu_{i}")(tensor)
     tensor = layers.Dropout(settings.dropout, name=f"dropout_{len(settings.hidden)}")(tensor)
     return keras.Model(entry, layers.Dense(classes, name=f"dense_{len(settings.hidden)}")(tensor), name="head")
 
@@ -63,8 +71,8 @@ def train(settings: params.Params, prepared: Path, features: Path, folder: Path)
     classes = preparation.describe(prepared)["classes"]
     rows = ShardedArray(features, "train.features")
     mean, std = statistics(rows)
-    model = build(rows.row_shape[0], len(classes), settings.head, mean, std)
     head = settings.head
+    model = build(rows.row_shape[0], len(classes), head, mean, std, normalised=True)
     recipe = training.Recipe(
         "head",
         head.epochs,
@@ -77,9 +85,10 @@ def train(settings: params.Params, prepared: Path, features: Path, folder: Path)
     )
     validation = _batches(prepared, rows=ShardedArray(features, "validation.features"), split="validation", size=512)
     history = training.fit(
-        model, _batches(prepared, rows, "train", head.batch_size, settings.seed), validation, recipe
+        model, _batches(prepared, rows, "train", head.batch_size, settings.seed, head.mixup), validation, recipe
     )
-    best = training.evaluate(model, validation)
+    stored = _folded(model, mean, std)
+    best = training.evaluate(restore(stored, head), validation)
     description = {
         "features": rows.row_shape[0],
         "classes": len(classes),
@@ -88,15 +97,28 @@ def train(settings: params.Params, prepared: Path, features: Path, folder: Path)
         "validation_loss": best["loss"],
     }
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(arrays(model, mean, std), folder / WEIGHTS)
+    save_file(stored, folder / WEIGHTS)
     write_json(folder / DESCRIPTION, description)
     write_json(folder / HISTORY, {"epochs": history})
     return description
 
 
-def _batches(prepared: Path, rows: ShardedArray, split: str, size: int, seed: int | None = None) -> training.Batches:
+def _batches(
+    prepared: Path, rows: ShardedArray, split: str, size: int, seed: int | None = None, mixup: float = 0.0
+) -> training.Batches:
     _, labels = preparation.load_split(prepared, split)
-    return training.Batches(rows, labels.read(), size, seed)
+    return training.Batches(rows, labels.read(), size, seed, mixup)
+
+
+def _folded(model: keras.Model, mean: Array, std: Array) -> Arrays:
+    """The numbers of a head trained with batch normalisation, as those of one without."""
+    out = {"mean": mean, "std": std}
+    dense = [layer for layer in model.layers if isinstance(layer, layers.Dense)]
+    for i, layer in enumerate(dense[:-1]):
+        kernel, bias = folding.folded(layer, model.get_layer(f"norm_{i}"))
+        out |= {f"{layer.name}/kernel": kernel.astype(np.float32), f"{layer.name}/bias": bias.astype(np.float32)}
+    kernel, bias = dense[-1].get_weights()
+    return out | {f"{dense[-1].name}/kernel": kernel, f"{dense[-1].name}/bias": bias}
 
 
 def arrays(model: keras.Model, mean: Array, std: Array) -> Arrays:

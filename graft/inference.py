@@ -6,29 +6,29 @@ Evaluation, serving and the command line all open files here, so the provider ru
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnxruntime
 
-from graft.errors import GraftError, InputError, nearest
+from graft import checksum, providers
+from graft.errors import GraftError, InputError
 
-Provider = Literal["auto", "cuda", "cpu"]
 Images = npt.NDArray[np.uint8]
 Probabilities = npt.NDArray[np.float32]
 
 INPUT, OUTPUT = "image", "probabilities"
 FORMAT = "1"
 
-_FULL_NAMES = {"cuda": "CUDAExecutionProvider", "cpu": "CPUExecutionProvider"}
-_JSON_KEYS = ("classes", "image_size", "metrics", "reference", "provenance")
+SUMMARY = "export.json"
+
+_JSON_KEYS = ("classes", "image_size", "input", "metrics", "quantisation", "reference", "temperature", "provenance")
 _ERRORS_ONLY = 3
 
 
@@ -38,8 +38,10 @@ class Model:
 
     path: Path
     session: onnxruntime.InferenceSession
-    provider: str  # "cuda" or "cpu": the one really in use
+    provider: str  # "tensorrt", "cuda" or "cpu": the one really in use
     metadata: Mapping[str, Any]  # the keys of docs/model-file.md without their prefix, JSON values parsed
+    note: str = ""  # why `auto` took no better provider though there is a GPU
+    cuda_graphs: bool = False
 
     @property
     def name(self) -> str:
@@ -53,9 +55,14 @@ class Model:
 
     @property
     def image_size(self) -> tuple[int, int]:
-        """Height and width of the input in pixels."""
+        """Height and width of the network's pictures in pixels; with `any_size` others are scaled inside."""
         height, width = self.metadata["image_size"]
         return height, width
+
+    @property
+    def any_size(self) -> bool:
+        """Whether pictures of any height and width go in."""
+        return not isinstance(self.session.get_inputs()[0].shape[1], int)
 
     def predict(self, images: Images) -> Probabilities:
         """Probabilities, N×C float32, of `images`, N×H×W×3 uint8 RGB, all in one run: callers batch.
@@ -64,26 +71,101 @@ class Model:
             InputError: the images have another type or shape.
             GraftError: ONNX Runtime failed, for want of memory for instance.
         """
-        expected = (*self.image_size, 3)
-        if images.dtype != np.uint8 or images.shape[1:] != expected:
-            raise InputError(
-                f"{self.name} wants uint8 images of shape N×{'×'.join(map(str, expected))}. "
-                f"Received: {images.dtype} {'×'.join(map(str, images.shape))}"
-            )
+        self._check(images)
         try:
-            (probabilities,) = self.session.run([OUTPUT], {INPUT: images})
+            (probabilities,) = self.session.run([OUTPUT], {INPUT: images}, self._options(0))
         except Exception as error:  # ONNX Runtime's errors share no narrower base
-            raise GraftError(
-                f"{self.path}: ONNX Runtime failed on {len(images)} images ({_line(error)})"
-            ) from error
+            raise GraftError(f"{self.path}: ONNX Runtime failed on {len(images)} images ({_line(error)})") from error
         return np.asarray(probabilities)
 
+    def _check(self, images: Images) -> None:
+        height, width = images.shape[1:3] if self.any_size and images.ndim == 4 else self.image_size
+        if images.dtype != np.uint8 or images.shape[1:] != (height, width, 3) or 0 in (height, width):
+            wanted = "N×H×W×3" if self.any_size else f"N×{'×'.join(map(str, (*self.image_size, 3)))}"
+            raise InputError(
+                f"{self.name} wants uint8 images of shape {wanted}. "
+                f"Received: {images.dtype} {'×'.join(map(str, images.shape))}"
+            )
 
-def open_model(path: Path, provider: str = "auto", threads: int = 0) -> Model:
+    def _options(self, batch: int) -> onnxruntime.RunOptions | None:
+        """Which CUDA graph a run replays: one for each fixed batch, none (-1) for a batch that may be of any size."""
+        if not self.cuda_graphs:
+            return None
+        options = onnxruntime.RunOptions()
+        options.add_run_config_entry("gpu_graph_id", str(batch or -1))
+        return options
+
+
+class Bound:
+    """A model with a fixed batch whose buffers stay on its device: nothing is allocated, copies are explicit.
+
+    `predict` is `load`, `run`, `read`; several runs may follow one load. For one thread at a time.
+    """
+
+    def __init__(self, model: Model, batch: int) -> None:
+        device = "cpu" if model.provider == "cpu" else "cuda"
+        shape = (batch, *model.image_size, 3)
+        make = onnxruntime.OrtValue.ortvalue_from_shape_and_type
+        self._images = make(shape, np.uint8, device, 0)
+        self._probabilities = make((batch, len(model.classes)), np.float32, device, 0)
+        self._binding = model.session.io_binding()
+        self._binding.bind_ortvalue_input(INPUT, self._images)
+        self._binding.bind_ortvalue_output(OUTPUT, self._probabilities)
+        self._model, self._shape = model, shape
+        self._options = model._options(batch)
+
+    def load(self, images: Images) -> None:
+        """Copy `images` (exactly the batch, N×H×W×3 uint8) to the device.
+
+        Raises:
+            InputError: another shape or type.
+        """
+        self._model._check(images)
+        if images.shape != self._shape:
+            raise InputError(f"a batch of exactly {self._shape[0]} images was bound. Received: {len(images)}")
+        self._images.update_inplace(np.ascontiguousarray(images))
+
+    def run(self) -> None:
+        """Compute what was loaded."""
+        self._model.session.run_with_iobinding(self._binding, self._options)
+
+    def read(self) -> Probabilities:
+        """Copy the probabilities (N×C float32) of the last run back."""
+        return np.array(self._probabilities.numpy())
+
+    def predict(self, images: Images) -> Probabilities:
+        """`load`, `run` and `read`."""
+        self.load(images)
+        self.run()
+        return self.read()
+
+
+def find_file(folder: Path, provider: str = "auto", precision: str = "auto") -> Path:
+    """The exported file in `folder` that suits: `auto` is fp16 where a GPU computes, fp32 on a CPU.
+
+    Raises:
+        InputError: nothing was exported there, or not in this precision.
+    """
+    summary = folder / SUMMARY
+    if not summary.is_file():
+        raise InputError(f"there is no model at {folder}; `graft run` makes one")
+    found: dict[str, dict[str, Any]] = json.loads(summary.read_text(encoding="utf-8"))["precisions"]
+    shipped = [name for name, facts in found.items() if facts["shipped"]]
+    if precision == "auto":
+        on_gpu = providers.candidates(provider)[0] != "cpu"
+        precision = "fp16" if on_gpu and "fp16" in shipped else "fp32"
+    if precision not in shipped:
+        reason = found.get(precision, {}).get("reason", "export.precisions does not name it")
+        raise InputError(f"no {precision} file was shipped ({reason}); choose {', '.join(shipped)}")
+    return folder / str(found[precision]["file"])
+
+
+def open_model(path: Path, provider: str = "auto", threads: int = 0, cuda_graphs: bool = False) -> Model:
     """Open `path` on `provider` and check that it is a file as `docs/model-file.md` describes.
 
-    `auto` is CUDA where an NVIDIA driver answers and ONNX Runtime has CUDA built in, else the CPU. Whatever
-    was chosen must come up: nothing falls back unseen. `threads` bounds one run; 0 takes every core.
+    `auto` is CUDA where it really comes up, else the CPU, and the model's `note` says why no better one. What was
+    asked for by name must come up: nothing falls back unseen. `threads` bounds one run; 0 takes every core.
+    `cuda_graphs` lets `Bound` replay its batch as one launch.
 
     Raises:
         InputError: the file is missing, damaged or no model of Graft's, or the provider has no such name.
@@ -91,76 +173,62 @@ def open_model(path: Path, provider: str = "auto", threads: int = 0) -> Model:
     """
     if not path.is_file():
         raise InputError(f"there is no model at {path}; `graft run` makes one")
-    chosen = choose_provider(provider)
-    if chosen == "cuda":
-        # The CUDA and cuDNN libraries of the pip wheels are on no search path of the loader.
-        onnxruntime.preload_dlls()
-    session = _open_session(path, chosen, threads)
-    _check_provider(session, chosen)
-    metadata = _read_metadata(path, session)
-    _check_signature(path, session, metadata)
-    return Model(path, session, chosen, metadata)
+    data = path.read_bytes()
+    checksum.verify(data, str(path))
+    *better, last = providers.candidates(provider)
+    note = ""
+    for name in better:
+        try:
+            return _open(path, data, name, threads, cuda_graphs, note)
+        except GraftError as error:
+            if isinstance(error, InputError):
+                raise
+            note = str(error)
+    return _open(path, data, last, threads, cuda_graphs and last != "cpu", note)
 
 
-def choose_provider(provider: str) -> str:
-    """`cuda` or `cpu` for what was asked (`auto`, `cuda`, `cpu`), before any session is opened.
-
-    Raises:
-        InputError: the provider has no such name.
-        GraftError: CUDA was asked for and the machine or the ONNX Runtime build has none.
-    """
-    names = get_args(Provider)
-    if provider not in names:
-        raise InputError(
-            f"the provider must be {', '.join(names)}; {nearest(provider, names)}. Received: {provider}"
-        )
+def _open(path: Path, data: bytes, provider: str, threads: int, cuda_graphs: bool, note: str) -> Model:
     if provider == "cpu":
-        return "cpu"
-    # ONNX Runtime lists CUDA as available wherever it was compiled in, GPU or not: ask the driver as well.
-    built_in = _FULL_NAMES["cuda"] in onnxruntime.get_available_providers()
-    present = _driver_counts_gpus() > 0
-    if built_in and present:
-        return "cuda"
-    if provider == "auto":
-        return "cpu"
-    lacking = (
-        "no NVIDIA GPU answers on this machine"
-        if built_in
-        else "this ONNX Runtime has no CUDA; install onnxruntime-gpu"
-    )
-    raise GraftError(f"provider cuda was asked for, but {lacking}; or ask for cpu")
+        session = _open_session(path, data, [providers.FULL_NAMES["cpu"]], threads)
+        metadata: Mapping[str, Any] = _read_metadata(path, session)
+    else:
+        missing = providers.preload()
+        # The CPU reads the file first: what it refuses is the file's fault, what only the GPU refuses is not.
+        metadata = _open(path, data, "cpu", threads, False, "").metadata
+        wanted = providers.session_providers(provider, metadata["image_size"], metadata["precision"], cuda_graphs)
+        try:
+            session = _open_session(path, data, wanted, threads)
+        except InputError as error:
+            raise GraftError(f"provider {provider} was asked for and fails: {error}; see `graft doctor`") from error
+        _check_provider(session, provider, missing)
+    _check_signature(path, session, metadata)
+    return Model(path, session, provider, metadata, note, cuda_graphs)
 
 
-def _driver_counts_gpus() -> int:
-    try:
-        driver = ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        return 0
-    count = ctypes.c_int(0)
-    if driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count)):
-        return 0
-    return count.value
-
-
-def _open_session(path: Path, provider: str, threads: int) -> onnxruntime.InferenceSession:
+def _open_session(path: Path, data: bytes, wanted: list[Any], threads: int) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = _ERRORS_ONLY
     # Given explicitly, ONNX Runtime leaves the threads unpinned, which other work on the cores needs.
     options.intra_op_num_threads = threads or len(os.sched_getaffinity(0))
     try:
-        return onnxruntime.InferenceSession(str(path), options, providers=[_FULL_NAMES[provider]])
+        # Its own fallback would run on the CPU what a GPU refuses, and only print so.
+        return onnxruntime.InferenceSession(data, options, providers=wanted, enable_fallback=0)
     except Exception as error:  # ONNX Runtime's errors share no narrower base
-        raise InputError(
-            f"{path} is damaged or no ONNX file; make it again (ONNX Runtime says: {_line(error)})"
-        ) from error
+        reason = _line(error)
+        if "opset" in reason or "IR version" in reason:
+            raise InputError(
+                f"{path} is made for a newer ONNX than ONNX Runtime {onnxruntime.__version__} reads; update "
+                f"onnxruntime or export it again (it says: {reason})"
+            ) from error
+        raise InputError(f"{path} is damaged or no ONNX file; make it again (ONNX Runtime says: {reason})") from error
 
 
-def _check_provider(session: onnxruntime.InferenceSession, asked: str) -> None:
+def _check_provider(session: onnxruntime.InferenceSession, asked: str, missing: str) -> None:
     in_use = session.get_providers()[0]
-    if in_use != _FULL_NAMES[asked]:
+    if in_use != providers.FULL_NAMES[asked]:
         raise GraftError(
-            f"provider {asked} was asked for, but ONNX Runtime came up with {in_use}; "
-            "`graft doctor` says what is missing, or ask for cpu"
+            f"provider {asked} was asked for, but ONNX Runtime came up with {in_use}"
+            f"{f' ({missing})' if missing else ''}; `graft doctor` says what is missing, or ask for cpu"
         )
 
 
@@ -174,9 +242,7 @@ def _read_metadata(path: Path, session: onnxruntime.InferenceSession) -> dict[st
             if key in metadata:
                 metadata[key] = json.loads(metadata[key])
     except ValueError as error:
-        raise InputError(
-            f"{path}: graft.{key} in the metadata is not JSON ({error}); export it again"
-        ) from error
+        raise InputError(f"{path}: graft.{key} in the metadata is not JSON ({error}); export it again") from error
     missing = [key for key in ("format", "name", "classes", "image_size", "precision") if key not in metadata]
     if missing:
         raise InputError(
@@ -186,13 +252,9 @@ def _read_metadata(path: Path, session: onnxruntime.InferenceSession) -> dict[st
     if metadata["format"] != FORMAT:
         raise InputError(f"{path} has graft.format {metadata['format']}, this reads {FORMAT}; update Graft")
     if not _list_of(str, metadata["classes"]) or len(set(metadata["classes"])) != len(metadata["classes"]):
-        raise InputError(
-            f"{path}: graft.classes must list different names. Received: {metadata['classes']!r}"
-        )
+        raise InputError(f"{path}: graft.classes must list different names. Received: {metadata['classes']!r}")
     if not _list_of(int, metadata["image_size"]) or len(metadata["image_size"]) != 2:
-        raise InputError(
-            f"{path}: graft.image_size must be [height, width]. Received: {metadata['image_size']!r}"
-        )
+        raise InputError(f"{path}: graft.image_size must be [height, width]. Received: {metadata['image_size']!r}")
     return metadata
 
 
@@ -203,7 +265,10 @@ def _list_of(kind: type, value: object) -> bool:
 def _check_signature(path: Path, session: onnxruntime.InferenceSession, metadata: Mapping[str, Any]) -> None:
     inputs = {node.name: (node.type, list(node.shape)[1:]) for node in session.get_inputs()}
     outputs = {node.name: (node.type, list(node.shape)[1:]) for node in session.get_outputs()}
-    wanted_inputs = {INPUT: ("tensor(uint8)", [*metadata["image_size"], 3])}
+    fixed: list[int | str] = [*metadata["image_size"], 3]
+    free: list[int | str] = ["height", "width", 3]
+    axes = free if inputs.get(INPUT, ("", []))[1] == free else fixed
+    wanted_inputs = {INPUT: ("tensor(uint8)", axes)}
     wanted_output = ("tensor(float)", [len(metadata["classes"])])
     if inputs != wanted_inputs or outputs.get(OUTPUT) != wanted_output:
         raise InputError(

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from graft.errors import InputError, nearest
 
@@ -22,6 +22,21 @@ Fraction = Annotated[float, Field(gt=0, lt=0.5)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[int, Field(gt=0)]
 Rate = Annotated[float, Field(gt=0, le=10)]
+
+
+def _fp32_first(names: tuple[str, ...]) -> tuple[str, ...]:
+    return _led_by("fp32", names)
+
+
+def _probabilities_first(names: tuple[str, ...]) -> tuple[str, ...]:
+    return _led_by("probabilities", names)
+
+
+def _led_by(first: str, names: tuple[str, ...]) -> tuple[str, ...]:
+    """Order does not count to a person, who must not leave out `first` or name anything twice."""
+    if first not in names or len(set(names)) != len(names):
+        raise ValueError(f"should hold {first} and each name once")
+    return (first, *(name for name in names if name != first))
 
 
 class Section(BaseModel):
@@ -68,6 +83,7 @@ class Head(Section):
     dropout: Share
     weight_decay: Annotated[float, Field(ge=0, lt=1)]
     label_smoothing: Share
+    mixup: Annotated[float, Field(ge=0, le=10)]
     epochs: Positive
     batch_size: Positive
     learning_rate: Rate
@@ -84,10 +100,21 @@ class Finetune(Section):
 
 
 class Export(Section):
-    """The exported file and the bounds it must hold."""
+    """The exported files and the bounds they must hold."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")]
+    precisions: Annotated[tuple[Literal["fp32", "fp16", "int8"], ...], AfterValidator(_fp32_first)] = Field(
+        strict=False
+    )
+    outputs: Annotated[
+        tuple[Literal["probabilities", "logits", "features"], ...], AfterValidator(_probabilities_first)
+    ] = Field(strict=False)
+    resize: bool
+    calibrate: bool
+    calibration_images: Annotated[int, Field(ge=32, le=10000)]
     max_difference: Annotated[float, Field(gt=0, lt=1)]
+    max_difference_fp16: Annotated[float, Field(gt=0, lt=1)]
+    max_accuracy_loss: Share
 
 
 class Evaluate(Section):
@@ -102,6 +129,33 @@ class Evaluate(Section):
     map: Literal["pca", "tsne"]
     map_images: Annotated[int, Field(ge=0, le=2000)]
     near_duplicate: Annotated[float, Field(ge=0.8, le=1)]
+
+
+class Gate(Section):
+    """What a new model must show before it goes live."""
+
+    min_accuracy: Annotated[float, Field(ge=0, le=1)]
+    min_class_recall: Annotated[float, Field(ge=0, le=1)]
+    max_class_drop: Annotated[float, Field(ge=0, le=1)]
+    min_gain: Annotated[float, Field(ge=0, le=1)]
+    significance: Annotated[float, Field(gt=0, le=0.5)]
+
+
+class Retrain(Section):
+    """How a retraining looks at new data, where its versions go, and who is told."""
+
+    max_shrink: Annotated[float, Field(ge=0, le=1)]
+    max_champion_drop: Annotated[float, Field(ge=0, le=1)]
+    max_psi: Annotated[float, Field(gt=0)]
+    min_drift_p: Annotated[float, Field(gt=0, lt=1)]
+    drift_images: Positive
+    drift_days: Positive
+    require_approval: bool
+    approval_hours: Annotated[float, Field(gt=0, le=24 * 30)]
+    branch: str | None
+    git_remote: str | None
+    servers: tuple[str, ...] = Field(strict=False)
+    webhook: str | None
 
 
 class Runtime(Section):
@@ -121,6 +175,8 @@ class Params(Section):
     finetune: Finetune
     export: Export
     evaluate: Evaluate
+    gate: Gate
+    retrain: Retrain
     runtime: Runtime
 
 
@@ -235,7 +291,7 @@ def _yaml() -> Any:
 
 
 def _yaml_load(text: str, origin: str) -> Any:
-    from ruamel.yaml import YAMLError
+    from ruamel.yaml.error import YAMLError
 
     try:
         return _yaml().load(text)

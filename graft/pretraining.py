@@ -18,13 +18,14 @@ import numpy.typing as npt
 from keras import layers
 from safetensors.numpy import save_file
 
-from graft import backbones, progress
+from graft import backbones, folding, progress
 from graft.datasets import preparation
 from graft.errors import GraftError
 from graft.shards import ShardedArray
 
 FILE = "vgg16_quarter.safetensors"
 WIDTH = 0.25
+CLASSES = 10
 BATCH = 128
 PEAK_RATE = 0.1
 MOMENTUM = 0.9
@@ -41,7 +42,7 @@ class AugmentedBatches(keras.utils.PyDataset):
 
     def __init__(self, images: Array, labels: Array, seed: int) -> None:
         super().__init__()
-        self._images, self._labels, self._seed = images, labels, seed
+        self._images, self._one_hot, self._seed = images, np.eye(CLASSES, dtype=np.float32)[labels], seed
         self.start(0)
 
     def start(self, epoch: int) -> None:
@@ -55,23 +56,25 @@ class AugmentedBatches(keras.utils.PyDataset):
     def __getitem__(self, index: int) -> tuple[Array, Array]:
         rng = np.random.default_rng((self._seed, self._epoch, index))
         chosen = self._order[index * BATCH : (index + 1) * BATCH]
-        return augment(self._images[chosen], rng), self._labels[chosen]
+        return augment(self._images[chosen], rng), self._one_hot[chosen]
 
 
 def augment(images: Array, rng: np.random.Generator) -> Array:
     """Flip (half of them) and shift each of N×H×W×3 pictures."""
     count, height, width, _ = images.shape
     padded = np.pad(images, ((0, 0), (PADDING, PADDING), (PADDING, PADDING), (0, 0)), mode="reflect")
-    rows = rng.integers(0, 2 * PADDING + 1, count)[:, None] + np.arange(height)
-    columns = rng.integers(0, 2 * PADDING + 1, count)[:, None] + np.arange(width)
+    top, left = rng.integers(0, 2 * PADDING + 1, (2, count, 1))
+    rows, columns = top + np.arange(height), left + np.arange(width)
     flipped = rng.random(count) < 0.5
     columns[flipped] = columns[flipped, ::-1]
     shifted: Array = padded[np.arange(count)[:, None, None], rows[:, :, None], columns[:, None, :]]
     return shifted
 
 
-def pretrain(prepared: Path, output: Path, epochs: int, seed: int) -> dict[str, Any]:
+def pretrain(prepared: Path, output: Path, epochs: int, seed: int, command: str) -> dict[str, Any]:
     """Train on the prepared CIFAR-10, write weights and card into `output`, return what the card says.
+
+    `command` is what a person typed, for the card.
 
     An interrupted training goes on from its last whole epoch when called again with the same arguments.
 
@@ -93,11 +96,23 @@ def pretrain(prepared: Path, output: Path, epochs: int, seed: int) -> dict[str, 
     weights = fold(model)
     save_file(weights, output / FILE)
     test_images, test_labels = preparation.load_split(prepared, "test")
+    description = preparation.describe(prepared)
+    counts = {split: summary["images"] for split, summary in description["splits"].items()}
     card = {
-        "architecture": f"VGG16 at width {WIDTH}, convolutions only",
-        "data": preparation.describe(prepared)["splits"],
-        "epochs": epochs,
-        "seed": seed,
+        "architecture": f"VGG16 (Simonyan and Zisserman 2014) at width {WIDTH}: its 13 convolutions, half precision",
+        "licence": "Apache-2.0",
+        "data": {"name": "CIFAR-10 (Krizhevsky 2009)", "fingerprint": description["fingerprint"], **counts},
+        "recipe": {
+            "epochs": epochs,
+            "batch_size": BATCH,
+            "optimizer": f"SGD, Nesterov momentum {MOMENTUM}, decoupled weight decay {WEIGHT_DECAY}",
+            "learning_rate": f"linear warm-up over {WARMUP_SHARE:.0%} to {PEAK_RATE}, cosine to zero",
+            "augmentation": f"horizontal flip, shift by up to {PADDING} pixels",
+            "label_smoothing": LABEL_SMOOTHING,
+            "normalisation": "batch normalisation while training, folded into the convolutions",
+            "seed": seed,
+        },
+        "command": command,
         "test_accuracy": round(_accuracy(_folded(model, weights), test_images, test_labels.read()), 4),
         "bytes": (output / FILE).stat().st_size,
         "sha256": hashlib.sha256((output / FILE).read_bytes()).hexdigest(),
@@ -117,12 +132,9 @@ def fold(model: keras.Model) -> dict[str, Array]:
     weights = {}
     for layer in model.layers:
         if isinstance(layer, layers.Conv2D):
-            norm = model.get_layer(f"{layer.name}_norm")
-            gamma, beta, mean, variance = (np.asarray(w, np.float64) for w in norm.get_weights())
-            gain = gamma / np.sqrt(variance + norm.epsilon)
-            kernel = np.asarray(layer.get_weights()[0], np.float64) * gain
+            kernel, bias = folding.folded(layer, model.get_layer(f"{layer.name}_norm"))
             weights[f"{layer.name}/kernel"] = np.ascontiguousarray(kernel, np.float16)
-            weights[f"{layer.name}/bias"] = (beta - mean * gain).astype(np.float16)
+            weights[f"{layer.name}/bias"] = bias.astype(np.float16)
     return weights
 
 
@@ -130,7 +142,7 @@ def _classifier(convolution: Any) -> keras.Model:
     image = keras.Input((32, 32, 3), dtype="uint8", name="image")
     tensor = backbones.caffe(keras.ops.cast(image, "float32"))
     tensor = backbones.vgg(backbones.VGG16_BLOCKS, convolution)(tensor, WIDTH)
-    return keras.Model(image, layers.Dense(10, name="logits")(layers.Flatten()(tensor)))
+    return keras.Model(image, layers.Dense(CLASSES, name="logits")(layers.Flatten()(tensor)))
 
 
 def _trainable(steps: int, epochs: int) -> keras.Model:
@@ -141,13 +153,9 @@ def _trainable(steps: int, epochs: int) -> keras.Model:
     )
     optimizer = keras.optimizers.SGD(rate, momentum=MOMENTUM, nesterov=True, weight_decay=WEIGHT_DECAY)
     optimizer.exclude_from_weight_decay(var_names=["gamma", "beta", "bias"])
-    model.compile(optimizer, _smoothed_crossentropy, metrics=["sparse_categorical_accuracy"])
+    loss = keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=LABEL_SMOOTHING)
+    model.compile(optimizer, loss, metrics=[keras.metrics.CategoricalAccuracy(name="accuracy")])
     return model
-
-
-def _smoothed_crossentropy(labels: Any, logits: Any) -> Any:
-    one_hot = keras.ops.one_hot(keras.ops.reshape(labels, (-1,)), 10)
-    return keras.losses.categorical_crossentropy(one_hot, logits, from_logits=True, label_smoothing=LABEL_SMOOTHING)
 
 
 def _folded(trained: keras.Model, weights: dict[str, Array]) -> keras.Model:
@@ -174,5 +182,5 @@ class _EpochReport(keras.callbacks.Callback):
         self._meter = progress.Meter(f"pretrain, epoch {epoch + 1}/{self._epochs}", len(self._batches) * BATCH)
 
     def on_train_batch_end(self, batch: int, logs: dict[str, float] | None = None) -> None:
-        note = f"loss {logs['loss']:.3f}, accuracy {logs['sparse_categorical_accuracy']:.3f}" if logs else ""
+        note = f"loss {logs['loss']:.3f}, accuracy {logs['accuracy']:.3f}" if logs else ""
         self._meter.advance(BATCH, note)

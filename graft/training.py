@@ -1,13 +1,12 @@
 """One training loop for head and fine-tuning: batches from shards, a cosine rate, the best epoch kept.
 
-In: a Keras model that ends in logits, inputs as shards, labels. Out: the model at its best validation loss
+In: a Keras model that ends in logits, inputs as shards, labels. Out: the model at its best validation accuracy
 and a row an epoch.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,43 +40,50 @@ class Recipe:
 
 
 class Batches(keras.utils.PyDataset):
-    """Batches of stored rows with their labels, shuffled anew each epoch if a seed is given.
+    """Batches of stored rows (float32) with their labels (one-hot), shuffled anew each epoch if a seed is given.
 
     `labels` may be shorter than `rows` by a whole factor: the rows then hold several views of each picture,
-    view by view.
+    view by view. `mixup` blends rows and labels of a shuffled batch (Zhang et al. 2018); 0 leaves them alone.
     """
 
-    def __init__(self, rows: ShardedArray, labels: Array, batch_size: int, seed: int | None = None) -> None:
+    def __init__(
+        self, rows: ShardedArray, labels: Array, batch_size: int, seed: int | None = None, mixup: float = 0.0
+    ) -> None:
         super().__init__()
         self._rows, self._labels = rows, np.tile(labels, len(rows) // len(labels))
+        self._one_hot = np.eye(int(labels.max()) + 1, dtype=np.float32)
         self._size = min(batch_size, len(rows))
-        self._seed = seed
+        self._seed, self._mixup = seed, mixup
         self.start(0)
 
     def start(self, epoch: int) -> None:
         """Draw the order of `epoch`."""
-        count = len(self._rows)
-        shuffled = self._seed is not None
-        self._order = np.random.default_rng((self._seed, epoch)).permutation(count) if shuffled else np.arange(count)
+        self._epoch, count = epoch, len(self._rows)
+        self._order = np.arange(count) if self._seed is None else self._rng().permutation(count)
+
+    def _rng(self, *stream: int) -> np.random.Generator:
+        return np.random.default_rng((self._seed or 0, self._epoch, *stream))
 
     def __len__(self) -> int:
-        return math.ceil(len(self._rows) / self._size)
+        # While training, a short last batch would give batch normalisation too few rows; the next epoch has them.
+        whole = len(self._rows) // self._size
+        return whole if self._seed is not None else math.ceil(len(self._rows) / self._size)
 
     def __getitem__(self, index: int) -> tuple[Array, Array]:
         chosen = self._order[index * self._size : (index + 1) * self._size]
-        return self._rows.take(chosen).astype(np.float32), self._labels[chosen]
+        rows, targets = self._rows.take(chosen).astype(np.float32), self._one_hot[self._labels[chosen]]
+        if self._mixup and self._seed is not None:
+            rng = self._rng(index)
+            share = rng.beta(self._mixup, self._mixup, len(chosen)).astype(np.float32)
+            other = rng.permutation(len(chosen))
+            rows, targets = _blend(rows, rows[other], share), _blend(targets, targets[other], share)
+        return rows, targets
 
 
-def crossentropy(classes: int, label_smoothing: float) -> Callable[[Any, Any], Any]:
-    """Softmax cross-entropy of logits against integer labels, smoothed (Szegedy et al. 2016)."""
-
-    def loss(labels: Any, logits: Any) -> Any:
-        one_hot = keras.ops.one_hot(keras.ops.reshape(labels, (-1,)), classes)
-        return keras.losses.categorical_crossentropy(
-            one_hot, logits, from_logits=True, label_smoothing=label_smoothing
-        )
-
-    return loss
+def _blend(one: Array, other: Array, share: Array) -> Array:
+    share = share.reshape(-1, *[1] * (one.ndim - 1))
+    blended: Array = share * one + (1 - share) * other
+    return blended
 
 
 def cosine_rate(peak: float, steps: int, warmup_share: float = WARMUP_SHARE) -> Any:
@@ -88,16 +94,9 @@ def cosine_rate(peak: float, steps: int, warmup_share: float = WARMUP_SHARE) -> 
     )
 
 
-def compile_for_evaluation(model: keras.Model, label_smoothing: float = 0.0) -> None:
-    """Give `model` the loss and the metric, but no way to train."""
-    model.compile(
-        loss=crossentropy(model.output_shape[-1], label_smoothing),
-        metrics=[keras.metrics.SparseCategoricalAccuracy(name="accuracy")],
-    )
-
-
 def evaluate(model: keras.Model, batches: Batches) -> Epoch:
-    """Loss and accuracy of a compiled `model`."""
+    """Cross-entropy and accuracy of `model`, which ends in logits."""
+    model.compile(loss=_crossentropy(0.0), metrics=[_accuracy()])
     return {key: float(value) for key, value in model.evaluate(batches, verbose=0, return_dict=True).items()}
 
 
@@ -115,15 +114,27 @@ def fit(model: keras.Model, train: Batches, validation: Batches, recipe: Recipe)
     optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
     model.compile(
         optimizer,
-        crossentropy(model.output_shape[-1], recipe.label_smoothing),
-        metrics=[keras.metrics.SparseCategoricalAccuracy(name="accuracy")],
+        _crossentropy(recipe.label_smoothing),
+        metrics=[_accuracy()],
     )
     journal = Journal(train, recipe)
-    best = keras.callbacks.EarlyStopping("val_loss", patience=recipe.patience, restore_best_weights=True)
+    # Accuracy, not loss: a head on few pictures grows overconfident long before it stops getting better.
+    best = keras.callbacks.EarlyStopping(
+        "val_accuracy", mode="max", patience=recipe.patience, restore_best_weights=True
+    )
     model.fit(
         train, validation_data=validation, epochs=recipe.epochs, shuffle=False, verbose=0, callbacks=[journal, best]
     )
     return journal.epochs
+
+
+def _crossentropy(label_smoothing: float) -> Any:
+    """Softmax cross-entropy of logits, labels smoothed (Szegedy et al. 2016)."""
+    return keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=label_smoothing)
+
+
+def _accuracy() -> Any:
+    return keras.metrics.CategoricalAccuracy(name="accuracy")
 
 
 class Journal(keras.callbacks.Callback):

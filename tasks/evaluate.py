@@ -1,4 +1,4 @@
-"""Stage `evaluate`: the exported files measured on the test pictures, in `metrics.json`, `plots` and `data/evaluation`."""
+"""Stage `evaluate`: the exported files on the test pictures, in `metrics.json`, `plots` and `data/evaluation`."""
 
 from pathlib import Path
 

@@ -2,12 +2,13 @@
 
 from pathlib import Path
 
-from graft import params, provenance, runtime
+from graft import params, runtime
 
 if __name__ == "__main__":
     settings = params.load()
     runtime.start(settings)
-    from graft import export
+    from graft import provenance
+    from graft.export import stage
 
     lock = provenance.lock_hash(Path("dvc.lock"), ("prepare", "extract", "train", "finetune"))
-    export.export(settings, Path("data/prepared"), Path("models/finetuned"), Path("models/onnx"), lock)
+    stage.export(settings, Path("data/prepared"), Path("models/finetuned"), Path("models/onnx"), lock)

@@ -44,9 +44,7 @@ class Album:
             mine = [number for number in numbers if pictures[number][0] == split]
             for start in range(0, len(mine), COLUMNS):
                 part = mine[start : start + COLUMNS]
-                for number, picture in zip(
-                    part, array.take(np.array([pictures[n][1] for n in part])), strict=True
-                ):
+                for number, picture in zip(part, array.take(np.array([pictures[n][1] for n in part])), strict=True):
                     top, left = (position * tile for position in divmod(number, COLUMNS))
                     sheet[top : top + tile, left : left + tile] = _fit(picture, tile)
         return sheet

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import numpy.typing as npt
 from graft.errors import InputError
 from graft.evaluation.projection import SAMPLE, principal_components
 from graft.evaluation.robustness import stratified
+from graft.params import Params
 from graft.shards import ShardedArray
 
 Array = npt.NDArray[Any]
@@ -46,9 +48,7 @@ def _read_head(head: Path) -> dict[str, Array]:
         raise InputError(f"{head} is missing; run the train stage again. Received: no such file")
     layers: dict[str, Array] = load_file(head)
     if not {"mean", "std", "dense_0/kernel"} <= layers.keys():
-        raise InputError(
-            f"{head} must hold mean, std and dense layers. Received: {', '.join(sorted(layers))}"
-        )
+        raise InputError(f"{head} must hold mean, std and dense layers. Received: {', '.join(sorted(layers))}")
     return layers
 
 
@@ -63,6 +63,32 @@ def _apply_head(layers: dict[str, Array], features: Array) -> Array:
     return np.asarray(values / values.sum(axis=1, keepdims=True))
 
 
+def random_weights(settings: Params, root: Path) -> Array:
+    """N×C test probabilities of a head trained on features of the same network with random weights.
+
+    Everything but the pretrained weights is as in the pipeline, so the difference to the frozen head is what
+    pretraining is worth. Takes as long as the stages `extract` and `train`, and is the one part that needs Keras.
+    """
+    from graft import runtime
+
+    plain = settings.model_copy(
+        update={
+            "backbone": settings.backbone.model_copy(update={"weights": "none"}),
+            "finetune": settings.finetune.model_copy(update={"epochs": 0}),
+        }
+    )
+    runtime.start(plain)
+    from graft import features, heads
+
+    prepared = root / "data/prepared"
+    with tempfile.TemporaryDirectory(prefix="graft-random-") as name:
+        folder = Path(name)
+        features.extract(plain, prepared, folder / "features")
+        heads.train(plain, prepared, folder / "features", folder / "head")
+        test = ShardedArray(folder / "features", "test.features")
+        return frozen_head(folder / "head/head.safetensors", test.batches(BATCH))
+
+
 def pixels(train: ShardedArray, train_labels: Array, test: ShardedArray, seed: int) -> Array:
     """N test predictions of a logistic regression on the pictures' own principal components: no network at all."""
     from sklearn.linear_model import LogisticRegression
@@ -70,8 +96,10 @@ def pixels(train: ShardedArray, train_labels: Array, test: ShardedArray, seed: i
     chosen = stratified(train_labels, PIXEL_IMAGES, seed)
     components = principal_components(train.take(stratified(train_labels, SAMPLE, seed)), PIXEL_COMPONENTS)
     starts = range(0, len(chosen), BATCH)
-    rows = np.concatenate([components.apply(train.take(chosen[start : start + BATCH])) for start in starts])
+    # Lengths relative to the loudest component, not each its own: the quiet ones are mostly noise.
+    lengths = components.scale / components.scale[0]
+    rows = np.concatenate([components.apply(train.take(chosen[start : start + BATCH])) for start in starts]) * lengths
     if len(np.unique(train_labels[chosen])) < 2:
         return commonest_class(train_labels, len(test))
-    classifier = LogisticRegression(max_iter=1000, C=0.1).fit(rows, train_labels[chosen])
-    return np.concatenate([classifier.predict(components.apply(batch)) for batch in test.batches(BATCH)])
+    classifier = LogisticRegression(max_iter=1000).fit(rows, train_labels[chosen])
+    return np.concatenate([classifier.predict(components.apply(batch) * lengths) for batch in test.batches(BATCH)])

@@ -23,7 +23,8 @@ BLUR_SIGMA = (0.4, 0.6, 0.7, 0.8, 1.0)
 BRIGHTNESS_ADDED = (0.05, 0.1, 0.15, 0.2, 0.3)
 CONTRAST_KEPT = (0.75, 0.5, 0.4, 0.3, 0.15)
 JPEG_QUALITY = (80, 65, 58, 50, 40)
-# CIFAR-10-C does not rotate; these angles are this project's own. It adds brightness to HSV's value, here to each channel.
+# CIFAR-10-C does not rotate; these angles are this project's own. It adds brightness to HSV's value, here it is
+# added to each channel.
 ROTATION_DEGREES = (5, 10, 15, 20, 30)
 REFERENCE_SIZE = 32
 

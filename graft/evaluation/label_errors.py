@@ -14,6 +14,8 @@ import numpy.typing as npt
 Array = npt.NDArray[Any]
 
 FOLDS = 5
+LEAST_MARGIN = 0.5  # below it a doubt is more likely the model's than the label's
+SHRINKAGE = 0.05  # of the covariance
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,9 @@ class Suspect:
 
 
 def suspects(probabilities: Array, labels: Array) -> list[Suspect]:
-    """Pictures that clear another class's own mean confidence (the confident joint off its diagonal).
+    """Pictures that clear another class's own mean confidence, and their label's by far.
+
+    That is the confident joint off its diagonal, less the cases that a weak model would swamp it with.
 
     `probabilities` (N×C) must be out of sample. Sorted by margin: probability of the suggested class less that
     of the label.
@@ -44,20 +48,16 @@ def suspects(probabilities: Array, labels: Array) -> list[Suspect]:
     suggested = confident.argmax(axis=1)
     own = probabilities[np.arange(len(labels)), labels]
     margin = confident.max(axis=1) - own
-    wrong = np.flatnonzero((suggested != labels) & (margin > 0))
+    wrong = np.flatnonzero((suggested != labels) & (margin >= LEAST_MARGIN))
     order = wrong[np.argsort(-margin[wrong], kind="stable")]
     return [
-        Suspect(
-            int(i), int(labels[i]), int(suggested[i]), float(probabilities[i, suggested[i]]), float(margin[i])
-        )
+        Suspect(int(i), int(labels[i]), int(suggested[i]), float(probabilities[i, suggested[i]]), float(margin[i]))
         for i in order
     ]
 
 
 def out_of_fold(rows: Array, labels: Array, classes: int) -> Array:
     """N×C probabilities for narrow `rows` (N×k), each from a linear discriminant fitted without that row's fold."""
-    from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
-
     probabilities = np.zeros((len(labels), classes))
     fold = _folds(labels)
     for number in range(FOLDS):
@@ -65,12 +65,24 @@ def out_of_fold(rows: Array, labels: Array, classes: int) -> Array:
         if not held.any():
             continue
         seen = np.unique(labels[kept])
-        if len(seen) < 2:
-            probabilities[np.ix_(held, seen)] = 1.0
-            continue
-        model = LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto").fit(rows[kept], labels[kept])
-        probabilities[np.ix_(held, model.classes_)] = model.predict_proba(rows[held])
+        probabilities[np.ix_(held, seen)] = _discriminant(rows[kept], labels[kept], seen, rows[held])
     return probabilities
+
+
+def _discriminant(rows: Array, labels: Array, seen: Array, held: Array) -> Array:
+    """Probabilities of the classes `seen` for the rows `held`: normal distributions that share one covariance."""
+    means = np.stack([rows[labels == label].mean(axis=0, dtype=np.float64) for label in seen])
+    counts = np.array([(labels == label).sum() for label in seen])
+    rest = rows - means[np.searchsorted(seen, labels)]
+    covariance = rest.T @ rest / len(rows)
+    width = len(covariance)
+    # Shrunk towards a multiple of the unit matrix, so that few rows or equal ones leave it invertible.
+    level = max(float(np.trace(covariance)) / width, 1e-9)
+    covariance = (1 - SHRINKAGE) * covariance + SHRINKAGE * level * np.eye(width)
+    weights = np.linalg.solve(covariance, means.T)
+    logits = held @ weights - 0.5 * (means.T * weights).sum(axis=0) + np.log(counts / counts.sum())
+    exponents = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return np.asarray(exponents / exponents.sum(axis=1, keepdims=True))
 
 
 def _folds(labels: Array) -> Array:

@@ -6,6 +6,7 @@ then, where those agree, by all pixels.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,37 +28,50 @@ BLOCK = 1024  # pictures at once, so that memory does not grow with the training
 
 @dataclass(frozen=True)
 class Pair:
-    """Test picture `test` and picture `other` of the other split correlate by `similarity` (at most 1)."""
+    """Test picture `test` and picture `other` of `split` correlate by `similarity` (at most 1)."""
 
     test: int
+    split: str
     other: int
     similarity: float
     mirrored: bool
 
 
-def pairs(test: ShardedArray, other: ShardedArray, least: float) -> list[Pair]:
-    """For each picture of `test` its likest picture in `other`, if they correlate by `least` or more; likest first.
+def pairs(test: ShardedArray, others: Mapping[str, ShardedArray], least: float) -> list[Pair]:
+    """For each picture of `test` its likest one among `others` (by split), if they correlate by `least` or more.
 
-    Correlation is over all pixels and channels after taking away each picture's mean and scale, so brightness and
-    contrast do not hide a copy. A plain picture of one colour is like none, and a pair no closer than many others
-    is none.
+    Likest first. Correlation is over all pixels and channels after taking away each picture's mean and scale, so
+    brightness and contrast do not hide a copy. A plain picture of one colour is like none, and a pair no closer
+    than many others is none.
     """
     plain = np.concatenate([_thumbnails(batch) for batch in test.batches(BLOCK)])
-    best = [_nearest(plain, other, mirror) for mirror in (False, True)]
     found: dict[int, Pair] = {}
-    for mirrored, (likeness, index) in zip((False, True), best, strict=True):
-        rows = np.flatnonzero(likeness >= least - SLACK)
-        rows = rows[1 - likeness[rows] <= STANDS_OUT * (1 - _tenth(plain[rows], other, mirrored))]
-        for start in range(0, len(rows), BLOCK):
-            part = rows[start : start + BLOCK]
-            exact = _correlation(test.take(part), other.take(index[part]), mirrored)
-            for row, similarity in zip(part, exact, strict=True):
-                pair = Pair(int(row), int(index[row]), float(similarity), mirrored)
-                if similarity >= least and (
-                    pair.test not in found or found[pair.test].similarity < similarity
-                ):
+    for mirrored in (False, True):
+        best = {split: _nearest(plain, other, mirrored) for split, other in others.items()}
+        likest = np.max([likeness for likeness, _ in best.values()], axis=0)
+        rows = np.flatnonzero(likest >= least - SLACK)
+        rows = rows[1 - likest[rows] <= STANDS_OUT * (1 - _tenth(plain[rows], others.values(), mirrored))]
+        for split, (likeness, index) in best.items():
+            mine = rows[likeness[rows] == likest[rows]]
+            for pair in _exact(test, others[split], split, mine, index[mine], mirrored):
+                if pair.similarity >= least and pair.similarity > _similarity(found.get(pair.test)):
                     found[pair.test] = pair
     return sorted(found.values(), key=lambda pair: (-pair.similarity, pair.test))
+
+
+def _similarity(pair: Pair | None) -> float:
+    return pair.similarity if pair else -1.0
+
+
+def _exact(
+    test: ShardedArray, other: ShardedArray, split: str, rows: Array, index: Array, mirrored: bool
+) -> Iterator[Pair]:
+    """Pairs of test `rows` and the pictures at `index`, compared by all their pixels."""
+    for start in range(0, len(rows), BLOCK):
+        part = slice(start, start + BLOCK)
+        similarities = _correlation(test.take(rows[part]), other.take(index[part]), mirrored)
+        for row, twin, similarity in zip(rows[part], index[part], similarities, strict=True):
+            yield Pair(int(row), split, int(twin), float(similarity), mirrored)
 
 
 def _nearest(plain: Array, other: ShardedArray, mirror: bool) -> tuple[Array, Array]:
@@ -65,24 +79,28 @@ def _nearest(plain: Array, other: ShardedArray, mirror: bool) -> tuple[Array, Ar
     likeness = np.full(len(plain), -1.0, dtype=np.float32)
     index = np.zeros(len(plain), dtype=np.int64)
     first = 0
-    for batch in other.batches(BLOCK):
-        thumbnails = _thumbnails(batch[:, :, ::-1] if mirror else batch)
+    for thumbnails in _blocks(other, mirror):
         product = plain @ thumbnails.T
         columns = product.argmax(axis=1)
         value = product[np.arange(len(plain)), columns]
         better = value > likeness
         likeness[better], index[better] = value[better], first + columns[better]
-        first += len(batch)
+        first += len(thumbnails)
     return likeness, index
 
 
-def _tenth(plain: Array, other: ShardedArray, mirror: bool) -> Array:
-    """For each row of `plain` the likeness of its `NEIGHBOURS`-th likest thumbnail in `other`; -1 if there are fewer."""
+def _tenth(plain: Array, others: Iterable[ShardedArray], mirror: bool) -> Array:
+    """For each row of `plain` the likeness of its `NEIGHBOURS`-th likest thumbnail; -1 if there are fewer."""
     best = np.full((len(plain), NEIGHBOURS), -1.0, dtype=np.float32)
-    for batch in other.batches(BLOCK):
-        product = plain @ _thumbnails(batch[:, :, ::-1] if mirror else batch).T
-        best = np.sort(np.concatenate([best, product], axis=1), axis=1)[:, -NEIGHBOURS:]
+    for other in others:
+        for thumbnails in _blocks(other, mirror):
+            best = np.sort(np.concatenate([best, plain @ thumbnails.T], axis=1), axis=1)[:, -NEIGHBOURS:]
     return best[:, 0]
+
+
+def _blocks(pictures: ShardedArray, mirror: bool) -> Iterator[Array]:
+    for batch in pictures.batches(BLOCK):
+        yield _thumbnails(batch[:, :, ::-1] if mirror else batch)
 
 
 def _thumbnails(pictures: Array) -> Array:

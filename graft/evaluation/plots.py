@@ -36,11 +36,7 @@ def write_plots(folder: Path, record: Mapping[str, Any], labels: Array, predicte
 
 
 def _write_history(path: Path, epochs: list[dict[str, Any]]) -> None:
-    columns = (
-        list(epochs[0])
-        if epochs
-        else ["epoch", "loss", "accuracy", "val_loss", "val_accuracy", "learning_rate"]
-    )
+    columns = list(epochs[0]) if epochs else ["epoch", "loss", "accuracy", "val_loss", "val_accuracy", "learning_rate"]
     _write(path, columns, epochs)
 
 
@@ -81,7 +77,7 @@ def _write(path: Path, columns: Iterable[str], rows: Iterable[Mapping[str, Any]]
 
 
 def rounded(value: Any, digits: int = 6) -> Any:
-    """`value` with every float inside it rounded: the last bits of a sum are noise, and differences should mean something."""
+    """`value` with every float inside it rounded: the last bits of a sum are noise."""
     if isinstance(value, float | np.floating):
         return round(float(value), digits)
     if isinstance(value, Mapping):

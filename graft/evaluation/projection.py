@@ -56,8 +56,7 @@ def project(array: ShardedArray, rows: int, count: int, seed: int) -> Array:
     sample = np.sort(np.random.default_rng(seed).permutation(rows)[:SAMPLE])
     components = principal_components(array.take(sample), count)
     batches = (
-        components.apply(array.take(np.arange(start, min(start + BATCH, rows))))
-        for start in range(0, rows, BATCH)
+        components.apply(array.take(np.arange(start, min(start + BATCH, rows)))) for start in range(0, rows, BATCH)
     )
     return np.concatenate(list(batches))
 
@@ -73,6 +72,7 @@ def flat_map(rows: Array, method: Literal["pca", "tsne"], seed: int) -> Array:
         narrow = np.pad(narrow, ((0, 0), (0, 2 - narrow.shape[1])))
     if method == "tsne" and len(rows) > 3 * NEIGHBOURS:
         narrow = _tsne(narrow, seed)
+        narrow = narrow / np.ptp(narrow, axis=0)  # lengths mean nothing after t-SNE: let both axes fill the map
     flat = narrow[:, :2] - (narrow[:, :2].max(axis=0) + narrow[:, :2].min(axis=0)) / 2
     return np.asarray(flat / max(float(np.abs(flat).max()), 1e-12))
 
@@ -83,7 +83,5 @@ def _tsne(rows: Array, seed: int) -> Array:
 
     # One thread: sums of several come in any order, and the same run would not give the same map.
     with threadpool_limits(1):
-        tsne = TSNE(
-            perplexity=NEIGHBOURS, init="pca", learning_rate="auto", random_state=seed, n_jobs=1, max_iter=500
-        )
+        tsne = TSNE(perplexity=NEIGHBOURS, init="pca", learning_rate="auto", random_state=seed, n_jobs=1, max_iter=500)
         return np.asarray(tsne.fit_transform(rows), dtype=np.float64)

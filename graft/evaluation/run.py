@@ -43,10 +43,26 @@ def run(settings: Params, root: Path) -> None:
     findings = evaluate(study, predict, settings)
     findings.record["model"] = _describe(models)
     _write(study, findings)
-    pictures = study.images("test").take(np.arange(min(speed.BATCH, len(study.images("test")))))
-    figures = speed.measure(predict, pictures)
-    speed.save(root / SPEED, findings.record["model"]["files"], models[MAIN].provider, figures)
+    _measure_speed(study, models)
     report.write(root)
+
+
+def measure_again(settings: Params, root: Path) -> None:
+    """Measure the speed of the evaluated files again, on a machine that got them from elsewhere for instance.
+
+    Raises:
+        InputError: nothing was evaluated yet, or the files are not here.
+    """
+    study = Study(root)
+    _measure_speed(study, open_models(study, settings))
+
+
+def _measure_speed(study: Study, models: Mapping[str, Model]) -> None:
+    """Time the opened files on this machine; the figures and the files' sums are kept for the page."""
+    images = study.images("test")
+    pictures = images.take(np.arange(min(speed.BATCH, len(images))))
+    figures = speed.measure({name: model.predict for name, model in models.items()}, pictures)
+    speed.save(study.root / SPEED, _sums(models), models[MAIN].provider, figures)
 
 
 def files(study: Study) -> dict[str, Path]:
@@ -66,8 +82,7 @@ def open_models(study: Study, settings: Params) -> dict[str, Model]:
         InputError: the classes or the size of the pictures differ from the file's.
     """
     models = {
-        name: open_model(path, provider="auto", threads=settings.runtime.threads)
-        for name, path in files(study).items()
+        name: open_model(path, provider="auto", threads=settings.runtime.threads) for name, path in files(study).items()
     }
     height, width = study.images("test").row_shape[:2]
     for name, model in models.items():
@@ -86,10 +101,12 @@ def _describe(models: Mapping[str, Model]) -> dict[str, object]:
         "name": main.name,
         "image_size": list(main.image_size),
         "provenance": main.metadata["provenance"],
-        "files": {
-            name: hashlib.sha256(model.path.read_bytes()).hexdigest() for name, model in models.items()
-        },
+        "files": _sums(models),
     }
+
+
+def _sums(models: Mapping[str, Model]) -> dict[str, str]:
+    return {name: hashlib.sha256(model.path.read_bytes()).hexdigest() for name, model in models.items()}
 
 
 def _write(study: Study, findings: Findings) -> None:
@@ -102,3 +119,4 @@ def _write(study: Study, findings: Findings) -> None:
     splits = {split: study.images(split) for split in ("train", "validation", "test")}
     sheet = findings.album.sheet(splits, record["pictures"]["tile"])
     (folder / "pictures.webp").write_bytes(encode(sheet))
+    (folder / "summary.md").write_text(report.markdown(record), encoding="utf-8")

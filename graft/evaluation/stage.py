@@ -100,7 +100,7 @@ def evaluate(study: Study, predict: Mapping[str, Predict], params: Params) -> Fi
         "gallery": _gallery(study, judged, predict[main], album, knobs.gallery),
         "robustness": _robustness(study, judged, predict[main], params),
         "precisions": _precisions(study, judged, predict, params),
-        "label_errors": _label_errors(study, judged, album, params),
+        "label_errors": _label_errors(study, judged, temperature, album, params),
         "near_duplicates": _near_duplicates(study, album, params),
         "map": _map(study, judged, album, params),
     }
@@ -147,9 +147,9 @@ def _contenders(study: Study, judged: Judged, params: Params) -> list[dict[str, 
     train = study.labels("train")
     guesses = {"commonest class": baselines.commonest_class(train, len(judged.labels))}
     if "pixels" in params.evaluate.baselines:
-        guesses["pixels alone"] = baselines.pixels(
-            study.images("train"), train, study.images("test"), params.seed
-        )
+        guesses["pixels alone"] = baselines.pixels(study.images("train"), train, study.images("test"), params.seed)
+    if "random" in params.evaluate.baselines:
+        guesses["random weights"] = baselines.random_weights(params, study.root).argmax(axis=1)
     frozen = baselines.frozen_head(study.head, first_rows(study.features("test"), len(judged.labels), 1024))
     guesses["frozen head"] = frozen.argmax(axis=1)
     guesses["exported"] = judged.predicted
@@ -157,9 +157,7 @@ def _contenders(study: Study, judged: Judged, params: Params) -> list[dict[str, 
     for name, predicted in guesses.items():
         correct = predicted == judged.labels
         test = None if name == "exported" else asdict(metrics.mcnemar(correct, judged.correct))
-        found.append(
-            {"name": name, **asdict(metrics.wilson(int(correct.sum()), len(correct))), "against": test}
-        )
+        found.append({"name": name, **asdict(metrics.wilson(int(correct.sum()), len(correct))), "against": test})
     return found
 
 
@@ -182,9 +180,7 @@ def _calibration(judged: Judged, temperature: float | None) -> dict[str, Any]:
 def _confusion(judged: Judged, album: Album) -> dict[str, Any]:
     counts = metrics.confusion(judged.predicted, judged.labels, len(judged.classes))
     cells: dict[str, list[int]] = {}
-    mistakes_first = sorted(
-        np.argwhere(counts).tolist(), key=lambda cell: (cell[0] == cell[1], -counts[tuple(cell)])
-    )
+    mistakes_first = sorted(np.argwhere(counts).tolist(), key=lambda cell: (cell[0] == cell[1], -counts[tuple(cell)]))
     left = CONFUSION_PICTURES
     for true, predicted in mistakes_first:
         rows = np.flatnonzero((judged.labels == true) & (judged.predicted == predicted))
@@ -203,9 +199,7 @@ def _roc(judged: Judged) -> list[dict[str, Any]]:
         if curve is None:
             continue
         kept = _thinned(*curve)
-        found.append(
-            {"class": name, "false_rate": curve[0][kept].tolist(), "true_rate": curve[1][kept].tolist()}
-        )
+        found.append({"class": name, "false_rate": curve[0][kept].tolist(), "true_rate": curve[1][kept].tolist()})
     return found
 
 
@@ -247,9 +241,7 @@ def _robustness(study: Study, judged: Judged, predict: Predict, params: Params) 
     }
 
 
-def _precisions(
-    study: Study, judged: Judged, predict: Mapping[str, Predict], params: Params
-) -> list[dict[str, Any]]:
+def _precisions(study: Study, judged: Judged, predict: Mapping[str, Predict], params: Params) -> list[dict[str, Any]]:
     """Accuracy of each exported file on the same pictures, and how often it agrees with the first."""
     chosen = stratified(judged.labels, params.evaluate.precision_images, params.seed)
     images, size = study.images("test"), params.evaluate.batch_size
@@ -276,12 +268,16 @@ def _precisions(
     return found
 
 
-def _label_errors(study: Study, judged: Judged, album: Album, params: Params) -> dict[str, Any]:
+def _label_errors(
+    study: Study, judged: Judged, temperature: float | None, album: Album, params: Params
+) -> dict[str, Any]:
     """Suspects of the test split by the exported file, of the training split by a linear model on frozen features."""
     train = study.labels("train")
+    # At its own temperature: an overconfident model would take every mistake of its own for a wrong label.
+    honest = apply_temperature(judged.probabilities, temperature or 1.0)
     rows = project(study.features("train"), len(train), FEATURE_COMPONENTS, params.seed)
     by_split = {
-        "test": label_errors.suspects(judged.probabilities, judged.labels),
+        "test": label_errors.suspects(honest, judged.labels),
         "train": label_errors.suspects(label_errors.out_of_fold(rows, train, len(judged.classes)), train),
     }
     ranked = [(split, suspect) for split, suspects in by_split.items() for suspect in suspects]
@@ -294,25 +290,18 @@ def _label_errors(study: Study, judged: Judged, album: Album, params: Params) ->
 
 
 def _near_duplicates(study: Study, album: Album, params: Params) -> dict[str, Any]:
-    test, found = study.images("test"), []
-    for split in ("train", "validation"):
-        for pair in near_duplicates.pairs(test, study.images(split), params.evaluate.near_duplicate):
-            found.append((split, pair))
-    found.sort(key=lambda item: -item[1].similarity)
+    others = {split: study.images(split) for split in ("train", "validation")}
+    found = near_duplicates.pairs(study.images("test"), others, params.evaluate.near_duplicate)
     listed = [
         {
             "test": album.add("test", pair.test),
-            "other": album.add(split, pair.other),
+            "other": album.add(pair.split, pair.other),
             "similarity": pair.similarity,
             "mirrored": pair.mirrored,
         }
-        for split, pair in found[: params.evaluate.gallery]
+        for pair in found[: params.evaluate.gallery]
     ]
-    return {
-        "least": params.evaluate.near_duplicate,
-        "count": len({pair.test for _, pair in found}),
-        "listed": listed,
-    }
+    return {"least": params.evaluate.near_duplicate, "count": len(found), "listed": listed}
 
 
 def _map(study: Study, judged: Judged, album: Album, params: Params) -> dict[str, Any] | None:
@@ -320,10 +309,7 @@ def _map(study: Study, judged: Judged, album: Album, params: Params) -> dict[str
     if len(chosen) < 3:
         return None
     positions = flat_map(study.features("test").take(chosen), params.evaluate.map, params.seed)
-    points = [
-        [float(x), float(y), album.add("test", int(row))]
-        for (x, y), row in zip(positions, chosen, strict=True)
-    ]
+    points = [[float(x), float(y), album.add("test", int(row))] for (x, y), row in zip(positions, chosen, strict=True)]
     return {"method": params.evaluate.map, "points": points}
 
 
@@ -360,8 +346,7 @@ def _metrics(judged: Judged, record: dict[str, Any]) -> dict[str, Any]:
     found["label_suspects"] = sum(record["label_errors"]["counts"].values())
     found["near_duplicates"] = record["near_duplicates"]["count"]
     found["baseline"] = {
-        f"{contender['name'].replace(' ', '_')}_accuracy": contender["value"]
-        for contender in record["contenders"][:-1]
+        f"{contender['name'].replace(' ', '_')}_accuracy": contender["value"] for contender in record["contenders"][:-1]
     }
     found["precisions"] = {row["name"]: {"accuracy": row["value"]} for row in record["precisions"]}
     return {name: value for name, value in found.items() if value is not None}

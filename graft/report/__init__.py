@@ -34,9 +34,7 @@ def read_record(root: Path) -> dict[str, Any]:
     except (OSError, json.JSONDecodeError):
         raise InputError(f"there is no evaluation in {FOLDER}; run `graft run` first") from None
     if record.get("format") != 1:
-        raise InputError(
-            f"{FOLDER} is of another version; run `graft run` again. Received: {record.get('format')}"
-        )
+        raise InputError(f"{FOLDER} is of another version; run `graft run` again. Received: {record.get('format')}")
     return record
 
 

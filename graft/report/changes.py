@@ -47,9 +47,7 @@ def since_commit(root: Path) -> Changes:
         against=name,
         subject=subject,
         metrics=differences(_json_at(root, against), _json_here(root)),
-        parameters=differences(
-            _yaml(_git(root, "show", f"{against}:./{PARAMS}")), _yaml(_read(root / PARAMS))
-        ),
+        parameters=differences(_yaml(_git(root, "show", f"{against}:./{PARAMS}")), _yaml(_read(root / PARAMS))),
     )
 
 

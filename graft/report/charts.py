@@ -13,7 +13,7 @@ LEFT, RIGHT, TOP, BOTTOM = 46, 24, 12, 38
 
 @dataclass(frozen=True)
 class Series:
-    """A line: points in data units, a CSS class for its looks, an optional band of (low, high), optional radii of dots."""
+    """A line: points in data units, a CSS class for its looks, perhaps a band of (low, high) and radii of dots."""
 
     name: str
     points: Sequence[tuple[float, float]]
@@ -75,9 +75,7 @@ def line_chart(title: str, frame: Frame, series: Sequence[Series], diagonal: boo
     return Markup("").join(parts)
 
 
-def nice_axis(
-    label: str, values: Sequence[float], percent: bool = False, at_most: float | None = None
-) -> Axis:
+def nice_axis(label: str, values: Sequence[float], percent: bool = False, at_most: float | None = None) -> Axis:
     """An axis over `values` in about four round steps, never beyond `at_most`."""
     low, high = min(values), max(values)
     if high - low < 1e-9:

@@ -6,7 +6,8 @@
     made.append(...children);
     return made;
   };
-  const percent = (value) => `${(100 * value).toFixed(1)} %`;
+  const percent = (value) => `${(100 * value).toFixed(1)}\u00a0%`;
+  const short = (file) => file.split("/").slice(-2).join("/");
 
   const picture = (number) => {
     const item = data.items[number];
@@ -43,7 +44,7 @@
       ? `${count} × ${data.classes[truth]}, found`
       : `${count} × ${data.classes[truth]} taken for ${data.classes[said]}`;
     const thumbs = numbers.map((number) => element("figure", {}, picture(number),
-      element("figcaption", {}, percent(data.items[number].confidence), element("br"), data.items[number].file)));
+      element("figcaption", {}, percent(data.items[number].confidence), element("br"), short(data.items[number].file))));
     const rest = count > numbers.length ? `The ${numbers.length} surest of ${count}.` : "";
     panel.replaceChildren(element("h3", { textContent: title }),
       element("div", { className: "thumbs" }, ...thumbs), element("p", { className: "quiet", textContent: rest }));
@@ -95,20 +96,21 @@
 
   // Heat maps: the confidence that covering a patch costs, smoothed over the picture.
   document.querySelectorAll("canvas[data-heat]").forEach((canvas) => {
-    const heat = JSON.parse(canvas.dataset.heat);
+    // Patch centres run from one to seven eighths of a side: repeated at the edges, the grid covers the picture.
+    const edged = (list) => [list[0], ...list, list[list.length - 1]];
+    const heat = edged(JSON.parse(canvas.dataset.heat).map(edged));
     const most = Math.max(0.05, ...heat.flat());
     const small = element("canvas", { width: heat[0].length, height: heat.length });
     const pixels = small.getContext("2d").createImageData(small.width, small.height);
     heat.flat().forEach((value, index) => {
-      const share = Math.max(0, value) / most;
-      pixels.data.set([255, 60 + 170 * share, 20, 215 * share], 4 * index);
+      const share = (Math.max(0, value) / most) ** 1.5;
+      pixels.data.set([255, 70 + 150 * share, 30, 190 * share], 4 * index);
     });
     small.getContext("2d").putImageData(pixels, 0, 0);
     const context = canvas.getContext("2d");
     context.imageSmoothingQuality = "high";
-    // Patch centres run from an eighth to seven eighths of the side, so the grid covers that much and its edges.
-    const edge = canvas.width / 16;
-    context.drawImage(small, edge, edge, canvas.width - 2 * edge, canvas.height - 2 * edge);
+    const cell = canvas.width / (small.width - 1);
+    context.drawImage(small, -cell / 2, -cell / 2, canvas.width + cell, canvas.height + cell);
   });
 
   // The map of the features.
@@ -149,7 +151,7 @@
     document.getElementById("point").replaceChildren(picture(number),
       element("h3", { textContent: data.classes[item.label] }),
       element("p", { textContent: `${verdict}, ${percent(item.confidence)}` }),
-      element("p", { className: "file", textContent: item.file }));
+      element("p", { className: "file", textContent: short(item.file), title: item.file }));
     drawMap();
   }
   if (plane) {

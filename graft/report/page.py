@@ -19,40 +19,53 @@ from graft.report.charts import Axis, Frame, Series, line_chart, nice_axis
 HERE = Path(__file__).parent
 MATRIX_CLASSES = 25  # that a confusion matrix can show and still be read
 SHARES = Axis("", 0, 1, (0, 0.25, 0.5, 0.75, 1), percent=True)
+TITLES = {"jpeg": "JPEG"}
 PART_NAMES = {"head": "Training the head", "finetuned": "Fine-tuning"}
 
 
 def render(record: Mapping[str, Any], sheet: bytes, changes: Changes, speed: Mapping[str, Any] | None) -> str:
     """The page's HTML: `sheet` is the WebP album that `record["pictures"]` numbers, `speed` is this machine's."""
-    environment = jinja2.Environment(
+    return (
+        environment()
+        .get_template("page.html.jinja")
+        .render(
+            r=record,
+            view=view,
+            js=_source("page.js"),
+            sheet=base64.b64encode(sheet).decode("ascii"),
+            columns=COLUMNS,
+            headline=view.headline(record),
+            shown=view.shown_classes(record, MATRIX_CLASSES),
+            charts=_charts(record),
+            changes=changes,
+            speed=speed,
+            provenance=flatten(record["model"]["provenance"]),
+        )
+    )
+
+
+def environment() -> jinja2.Environment:
+    """Templates of this folder with the page's style sheet and ways to write numbers; all else is escaped."""
+    made = jinja2.Environment(
         loader=jinja2.FileSystemLoader(HERE),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {
+    made.filters |= {
         "percent": view.percent,
-        "points": view.points,
         "signed": view.signed,
         "number": view.number,
         "size": view.size,
-        "p_value": view.p_value,
+        "short": view.short,
     }
-    return environment.get_template("page.html.jinja").render(
-        r=record,
-        view=view,
-        css=Markup((HERE / "page.css").read_text(encoding="utf-8")),
-        js=Markup((HERE / "page.js").read_text(encoding="utf-8")),
-        sheet=base64.b64encode(sheet).decode("ascii"),
-        columns=COLUMNS,
-        headline=view.headline(record),
-        shown=view.shown_classes(record, MATRIX_CLASSES),
-        charts=_charts(record),
-        changes=changes,
-        speed=speed,
-        provenance=flatten(record["model"]["provenance"]),
-    )
+    made.globals["css"] = _source("page.css")
+    return made
+
+
+def _source(name: str) -> Markup:
+    return Markup((HERE / name).read_text(encoding="utf-8"))  # noqa: S704 our own file, no person's input
 
 
 def _charts(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -73,9 +86,7 @@ def _history(part: str, epochs: list[dict[str, Any]]) -> dict[str, Any]:
     for name, percent in (("accuracy", True), ("loss", False)):
         pairs = (("train", "b", name), ("validation", "a", f"val_{name}"))
         lines = [
-            Series(
-                label, [(epoch["epoch"], epoch[key]) for epoch in epochs if epoch.get(key) is not None], kind
-            )
+            Series(label, [(epoch["epoch"], epoch[key]) for epoch in epochs if epoch.get(key) is not None], kind)
             for label, kind, key in pairs
         ]
         values = [value for line in lines for _, value in line.points]
@@ -127,6 +138,10 @@ def _robustness(record: Mapping[str, Any]) -> list[dict[str, Any]]:
         )
         chart = line_chart(f"Accuracy under {name} by strength", Frame(across, SHARES, 300, 200), [line])
         found.append(
-            {"name": name, "mean": sum(point["value"] for point in curve) / len(curve), "chart": chart}
+            {
+                "name": TITLES.get(name, name),
+                "mean": sum(point["value"] for point in curve) / len(curve),
+                "chart": chart,
+            }
         )
     return found

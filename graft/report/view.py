@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from graft.metrics import PairedTest
+
 # Which contender stands for "without the transfer", best control first.
 CONTROLS = ("random weights", "pixels alone", "frozen head", "commonest class")
 CONTROL_WORDS = {
@@ -18,6 +20,7 @@ CONTROL_WORDS = {
 }
 LOWER_IS_BETTER = ("log_loss", "brier", "ece", "label_suspects", "near_duplicates")
 SIGNIFICANT = 0.05
+GAP = "\N{NO-BREAK SPACE}"  # between a number and its unit
 
 
 @dataclass(frozen=True)
@@ -30,17 +33,17 @@ class Headline:
 
 def percent(value: float | None, digits: int = 1) -> str:
     """0.9875 as `98.8 %`; an unknown as a dash."""
-    return "–" if value is None else f"{100 * value:.{digits}f} %"
+    return "–" if value is None else f"{100 * value:.{digits}f}{GAP}%"
 
 
 def points(value: float) -> str:
     """0.0312 as `3.1 points` (hundredths)."""
-    return f"{100 * value:.1f} points"
+    return f"{100 * value:.1f}{GAP}points"
 
 
 def signed(value: float) -> str:
     """0.0312 as `+3.1 points`."""
-    return f"{100 * value:+.1f} points".replace("-", "−")
+    return f"{100 * value:+.1f}{GAP}points".replace("-", "−")
 
 
 def number(value: float | None, digits: int = 3) -> str:
@@ -51,6 +54,11 @@ def number(value: float | None, digits: int = 3) -> str:
 def size(value: int) -> str:
     """Bytes in the unit a person would choose."""
     return f"{value / 1e6:.1f} MB" if value >= 1e6 else f"{value / 1e3:.0f} kB"
+
+
+def short(file: str) -> str:
+    """The last two parts of a file's name: its class folder and itself."""
+    return "/".join(file.split("/")[-2:])
 
 
 def p_value(value: float) -> str:
@@ -65,24 +73,25 @@ def headline(record: Mapping[str, Any]) -> Headline:
     rival = rivals[control]
     against, accuracy = rival["against"], record["metrics"]["accuracy"]
     gain = against["difference"]
-    title = (
-        f"The transfer gains {points(gain)}" if gain > 0 else f"The transfer gains nothing ({signed(gain)})"
-    )
-    sure = (
-        "more than chance explains"
-        if against["p_value"] < SIGNIFICANT
-        else "which chance alone could explain"
-    )
+    title = f"The transfer gains {points(gain)}" if gain > 0 else f"The transfer gains nothing ({signed(gain)})"
+    sure = "more than chance explains" if against["p_value"] < SIGNIFICANT else "which chance alone could explain"
     sentence = (
         f"{percent(accuracy)} of {record['metrics']['test_images']:,} test pictures are right, against "
         f"{percent(rival['value'])} with {CONTROL_WORDS[control]}: a difference of {signed(gain)} "
         f"(95 % interval {signed(against['low'])} to {signed(against['high'])}, {p_value(against['p_value'])}), {sure}."
     )
     if gain > 0 and "frozen head" in rivals and control != "frozen head":
-        sentence += (
-            f" Fine-tuning accounts for {signed(rivals['frozen head']['against']['difference'])} of it."
-        )
+        sentence += f" {_finetuning(rivals['frozen head'])}"
     return Headline(title, sentence)
+
+
+def _finetuning(frozen: Mapping[str, Any]) -> str:
+    share = frozen["against"]["difference"]
+    if share == 0:
+        return "Fine-tuning changed none of it."
+    if share < 0:
+        return f"Fine-tuning took {points(-share)} away: the frozen head alone has {percent(frozen['value'])}."
+    return f"Fine-tuning accounts for {points(share)} of it."
 
 
 def failings(record: Mapping[str, Any]) -> list[str]:
@@ -107,10 +116,7 @@ def failings(record: Mapping[str, Any]) -> list[str]:
 
 
 def _worst_corruption(robustness: Mapping[str, Any]) -> str:
-    mean = {
-        name: sum(point["value"] for point in curve) / len(curve)
-        for name, curve in robustness["curves"].items()
-    }
+    mean = {name: sum(point["value"] for point in curve) / len(curve) for name, curve in robustness["curves"].items()}
     worst = min(mean, key=lambda name: mean[name])
     last = robustness["curves"][worst][-1]["value"]
     return (
@@ -131,7 +137,7 @@ def trust(record: Mapping[str, Any]) -> list[str]:
     suspects = record["label_errors"]["counts"]
     total = sum(suspects.values())
     found.append(
-        f"{total} labels look wrong ({suspects['test']} in test, {suspects['train']} in training): look at them first."
+        f"{total:,} labels are worth a second look ({suspects['test']:,} in test, {suspects['train']:,} in training)."
         if total
         else "No label looks wrong."
     )
@@ -152,6 +158,17 @@ def confidence_sentence(record: Mapping[str, Any]) -> str:
     return f"{sentence} A temperature of {record['temperature']:.2f} {verb} {points(scaled)}."
 
 
+def compared(names: tuple[str, str], test: PairedTest) -> str:
+    """Which of two models is better on the same pictures, and whether chance could explain it."""
+    a, b = names
+    sides = f"{test.only_b} of {test.images:,} test pictures are right only with {b}, {test.only_a} only with {a}"
+    interval = f"95 % interval {signed(test.low)} to {signed(test.high)}, {p_value(test.p_value)}"
+    if test.p_value >= SIGNIFICANT:
+        return f"{sides}: a difference of {signed(test.difference)} that chance alone could explain ({interval})."
+    winner = names[1] if test.difference > 0 else names[0]
+    return f"{sides}: {winner} is better, by more than chance explains ({interval})."
+
+
 def better(name: str, before: Any, after: Any) -> str:
     """`better`, `worse` or nothing, for a metric of that name."""
     if not isinstance(before, int | float) or not isinstance(after, int | float) or before == after:
@@ -170,9 +187,7 @@ def class_rows(record: Mapping[str, Any]) -> list[dict[str, Any]]:
     for index, row in enumerate(record["per_class"]):
         others = [(count, other) for other, count in enumerate(counts[index]) if other != index and count]
         count, other = max(others, key=lambda pair: pair[0], default=(0, 0))
-        rows.append(
-            {**row, "index": index, "taken_for": record["classes"][other] if count else None, "taken": count}
-        )
+        rows.append({**row, "index": index, "taken_for": record["classes"][other] if count else None, "taken": count})
     return rows
 
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 import pytest
 from onnx_models import colour_model
 
-from graft import inference
+from graft import providers
 from graft.errors import GraftError, InputError
 from graft.inference import open_model
 
@@ -38,7 +37,7 @@ def test_auto_names_the_provider_in_use(model_path: Path) -> None:
 
 
 def test_cuda_without_a_gpu_is_an_error(model_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(inference, "_driver_counts_gpus", lambda: 0)
+    monkeypatch.setattr(providers, "count_gpus", lambda: 0)
     with pytest.raises(GraftError, match="cuda was asked for"):
         open_model(model_path, "cuda")
     assert open_model(model_path, "auto").provider == "cpu"
@@ -47,10 +46,10 @@ def test_cuda_without_a_gpu_is_an_error(model_path: Path, monkeypatch: pytest.Mo
 def test_a_session_that_fell_back_unseen_is_refused(
     model_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if inference._driver_counts_gpus():
+    if providers.count_gpus():
         pytest.skip("CUDA would really come up here")
-    monkeypatch.setattr(inference, "_driver_counts_gpus", lambda: 1)
-    monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: None)
+    monkeypatch.setattr(providers, "count_gpus", lambda: 1)
+    monkeypatch.setattr(providers, "preload", lambda: "")
     with pytest.raises(GraftError, match=r"came up with CPUExecutionProvider|no CUDA"):
         open_model(model_path, "cuda")
 

@@ -28,11 +28,18 @@ def changed(settings: params.Params, **sections: dict[str, object]) -> params.Pa
 def run(tiny: params.Params, prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with features, head and fine-tuned network of the tiny data set."""
     folder = tmp_path_factory.mktemp("run")
-    runtime.start(tiny)
-    features.extract(tiny, prepared, folder / "features")
-    heads.train(tiny, prepared, folder / "features", folder / "head")
-    adaptation.finetune(tiny, prepared, folder / "features", folder / "head", folder / "finetuned")
+    run_stages(tiny, prepared, folder)
     return folder
+
+
+def run_stages(settings: params.Params, prepared: Path, folder: Path) -> None:
+    """What the tasks do, each from a fresh start."""
+    runtime.start(settings)
+    features.extract(settings, prepared, folder / "features")
+    runtime.start(settings)
+    heads.train(settings, prepared, folder / "features", folder / "head")
+    runtime.start(settings)
+    adaptation.finetune(settings, prepared, folder / "features", folder / "head", folder / "finetuned")
 
 
 def digest(folder: Path) -> dict[str, str]:
@@ -74,12 +81,7 @@ def test_the_head_learns_and_its_file_is_what_it_computes(tiny: params.Params, p
 
 
 def test_the_same_inputs_give_the_same_bytes(tiny: params.Params, prepared: Path, run: Path, tmp_path: Path) -> None:
-    runtime.start(tiny)
-    features.extract(tiny, prepared, tmp_path / "features")
-    runtime.start(tiny)
-    heads.train(tiny, prepared, tmp_path / "features", tmp_path / "head")
-    runtime.start(tiny)
-    adaptation.finetune(tiny, prepared, tmp_path / "features", tmp_path / "head", tmp_path / "finetuned")
+    run_stages(tiny, prepared, tmp_path)
     for name in ("features", "head", "finetuned"):
         assert digest(tmp_path / name) == digest(run / name)
 
@@ -150,7 +152,7 @@ def test_a_loss_that_is_no_number_stops_with_epoch_and_rate(tmp_path: Path, tiny
         writer.append(np.full((8, 3), np.inf, np.float32))
     entry = keras.Input((3,))
     model = keras.Model(entry, keras.layers.Dense(2)(entry))
-    batches = training.Batches(ShardedArray(tmp_path, "rows"), np.zeros(8, np.int64), 4, 1)
+    batches = training.Batches(ShardedArray(tmp_path, "rows"), np.arange(8) % 2, 4, 1)
     recipe = training.Recipe("head", 2, 4, 0.5, 0.0, 0.0, 2, 1)
     with pytest.raises(GraftError, match=r"head: the loss became nan in epoch 1 at a learning rate of .* lower"):
         training.fit(model, batches, batches, recipe)

@@ -1,0 +1,1 @@
+"""Commands of the line that are longer than a call: thin over the rooms, heavy imports inside."""

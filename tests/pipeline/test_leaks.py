@@ -1,0 +1,29 @@
+"""Stages that run in one process meet nothing of each other: they write what processes of their own write."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+
+@pytest.mark.slow
+def test_in_process_and_isolated_stages_write_equal_hashes(repository):
+    in_process, isolated = repository("leaky", "here"), repository("leaky", "apart")
+    in_process.graft("run")
+    isolated.graft("run", "--isolate")
+    read = [json.loads((made.root / "second.json").read_text()) for made in (in_process, isolated)]
+    assert read[0] == read[1]
+    assert in_process.lock() == isolated.lock()
+    assert json.loads((in_process.root / "first.json").read_text())["argv"] == ["--name", "first one"]
+
+
+def test_a_long_lived_process_never_runs_code_older_than_the_files(repository, monkeypatch):
+    """Two stages share a module that the first one rewrites: the second must see what is written."""
+    made = repository("chain")
+    made.write("work/constant.py", "VALUE = 1\n")
+    rewrite = 'Path("work/constant.py").write_text("VALUE = 22\\n")'
+    made.edit("work/prepare.py", 'burn.ran("end', f'from work import constant\n    {rewrite}\n    burn.ran("end')
+    check = "from work import constant\n    assert constant.VALUE == 22"
+    made.edit("work/extract.py", 'burn.ran("end extract")', check)
+    made.graft("run")

@@ -1,0 +1,3 @@
+"""A global that a second stage must find untouched."""
+
+SEEN = []
