@@ -1,1 +1,1 @@
-"""Measured claims: each module prints a table of ratios from one run."""
+"""Tables of ratios against peers measured in the same run: `python -m benchmarks [name …]`."""

@@ -25,15 +25,15 @@ _COLOURS = {
 }
 # Where nothing can be redrawn, a long loop says where it is this often.
 LINE_SECONDS = 10.0
+# How many numbers of a metrics file are worth the end of a run: a file begins with its main ones.
+METRICS = 8
 
 
 class Screen:
     """Prints events as they come. Made before stages run, it keeps the real stdout whatever they redirect."""
 
     def __init__(self) -> None:
-        self._console = Console(
-            file=os.fdopen(os.dup(1), "w", encoding="utf-8"), highlight=False, soft_wrap=True
-        )
+        self._console = Console(file=os.fdopen(os.dup(1), "w", encoding="utf-8"), highlight=False, soft_wrap=True)
         self._live = Progress(
             SpinnerColumn(),
             TextColumn("{task.description}"),
@@ -61,14 +61,24 @@ class Screen:
         """Leave the terminal as it was, without bars."""
         self._live.stop()
 
+    def waiting(self) -> None:
+        """All stages are settled; only Prefect has still to write that down."""
+        if self._console.is_terminal:
+            self._live.add_task("Prefect", total=None, state="is writing the run down")
+
+    def next_steps(self) -> None:
+        """What to try after a run."""
+        self._console.print()
+        self._console.print("[dim]Next:[/] graft run -S KEY=VALUE   [dim]runs only what follows from the change[/]")
+        if not os.environ.get("PREFECT_API_URL"):
+            self._console.print("      prefect server start     [dim]shows this run and all before in a browser[/]")
+
     def show(self, event: events.Event) -> None:
         """Print one event, once."""
         if isinstance(event, events.Started):
             self._started(event)
         elif isinstance(event, events.Line):
-            self._console.print(
-                f"[dim]{escape(event.stage):>{self._width + 10}} │[/dim] {escape(event.text)}"
-            )
+            self._console.print(f"[dim]{escape(event.stage):>{self._width + 10}} │[/dim] {escape(event.text)}")
         elif isinstance(event, events.Advanced):
             self._advanced(event)
         elif isinstance(event, events.Finished | events.Failed):
@@ -133,18 +143,19 @@ class Screen:
         self._console.print(done)
 
     def metrics(self, files: dict[str, Any]) -> None:
-        """The main metrics: the numbers at the top of each metrics file."""
+        """The main metrics: the first numbers of each metrics file."""
         table = Table(box=None, pad_edge=False, show_header=False)
         for file, values in files.items():
-            for name, value in values.items():
-                table.add_row(
-                    escape(name), f"{value:.4f}" if isinstance(value, float) else str(value), f"[dim]{file}"
-                )
+            for name, value in list(values.items())[:METRICS]:
+                table.add_row(escape(name), f"{value:.4f}" if isinstance(value, float) else str(value), f"[dim]{file}")
+            if len(values) > METRICS:
+                table.add_row("[dim]…[/]", "", f"[dim]{len(values) - METRICS} more in {escape(file)}")
         if table.row_count:
             self._console.print()
             self._console.print(table)
 
     def results(self, paths: dict[str, Path]) -> None:
         """Where the things lie that a run makes for people."""
+        width = max(map(len, paths), default=0)
         for name, path in paths.items():
-            self._console.print(f"[bold]{escape(name)}[/bold]  {escape(os.fspath(path))}")
+            self._console.print(f"[bold]{escape(name):<{width}}[/bold]  {escape(os.fspath(path))}")

@@ -87,9 +87,7 @@ class Engine:
                 outcome = reproduce(name, partial(self._began, name, attempt))
                 event: Event = Finished(name, attempt, outcome.state, outcome.why, time.monotonic() - begin)
             except Stopped as stopped:
-                event = Failed(
-                    name, attempt, "Cancelled", str(stopped), time.monotonic() - begin, stopped.exit_code
-                )
+                event = Failed(name, attempt, "Cancelled", str(stopped), time.monotonic() - begin, stopped.exit_code)
             except Exception as error:
                 event = self._failed(name, attempt, error, time.monotonic() - begin)
         self._running.discard(threading.current_thread())

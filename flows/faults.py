@@ -51,18 +51,26 @@ def sentence(error: Exception) -> GraftError:
         if isinstance(cause, GraftError):
             return cause
     for cause in chain:
-        if isinstance(cause, OSError) and cause.errno in _SYSTEM:
-            where = f" at {cause.filename}" if cause.filename else ""
-            return GraftError(_SYSTEM[cause.errno].format(where=where))
+        if text := of_system(cause):
+            return GraftError(text)
+        if isinstance(cause, FileNotFoundError) and cause.filename:
+            return InputError(f"{cause.filename} does not exist; make it, or mend the dvc.yaml that names it")
     if conflict := _conflict(chain):
         return conflict
     named = type(error).__name__
-    text = _one_line(str(error)) or named
+    text = _invalid(error) or _one_line(str(error)) or named
     if named == "LockError":
         return GraftError(f"another DVC command is at work here ({text}); try again when it is done")
     if named in _INPUT:
         return InputError(text)
     return GraftError(text)
+
+
+def of_system(error: BaseException) -> str | None:
+    """The sentence for an error of the operating system that the machine's owner can mend."""
+    if not isinstance(error, OSError) or error.errno not in _SYSTEM:
+        return None
+    return _SYSTEM[error.errno].format(where=f" at {error.filename}" if error.filename else "")
 
 
 _SYSTEM = {
@@ -106,16 +114,23 @@ def _conflict(chain: list[BaseException]) -> InputError | None:
     """A YAML file that git left with merge-conflict marks."""
     for cause in chain:
         path = getattr(cause, "path", None)
-        if path is None or not Path(path).is_file():
+        if not isinstance(path, str) or not Path(path).is_file():
             continue
-        if re.search(
-            r"^(<{7}|={7}|>{7})", Path(path).read_text(encoding="utf-8", errors="replace"), re.MULTILINE
-        ):
+        if re.search(r"^(<{7}|={7}|>{7})", Path(path).read_text(encoding="utf-8", errors="replace"), re.MULTILINE):
             return InputError(
                 f"{path} holds git's merge-conflict marks; keep one side "
                 f"(`git checkout --ours {path}` or `--theirs`) and run again: what is cached is restored"
             )
     return None
+
+
+def _invalid(error: Exception) -> str | None:
+    """Where a DVC file does not fit its format: DVC's own message only counts the errors."""
+    faults = getattr(getattr(error, "exc", None), "errors", None)
+    if not faults:
+        return None
+    where = " → ".join(str(part) for part in faults[0].path)
+    return f"{getattr(error, 'path', 'dvc.yaml')}: {faults[0].error_message} at {where}"
 
 
 def _one_line(text: str) -> str:

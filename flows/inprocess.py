@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from flows.commands import Module, shown
-from flows.faults import StageFailedError
+from flows.faults import StageFailedError, of_system
 
 Line = Callable[[str], None]
 # Told a progress record: description, done, total, unit, rate, seconds_left, note.
@@ -76,6 +76,8 @@ def _failure(error: Exception, on_line: Line) -> StageFailedError:
     exit_code = getattr(error, "exit_code", None)
     if isinstance(exit_code, int):
         return StageFailedError(str(error), exit_code)
+    if text := of_system(error):
+        return StageFailedError(text)
     frames = traceback.extract_tb(error.__traceback__)
     own = next((i for i, frame in enumerate(frames) if frame.filename == "<frozen runpy>"), 0)
     while own < len(frames) and frames[own].filename == "<frozen runpy>":
@@ -125,9 +127,7 @@ def _own_modules(root: Path, folder: str) -> Iterator[None]:
 
 
 def _take_modules(root: Path, folder: str) -> dict[str, Any]:
-    taken = {
-        name: module for name, module in list(sys.modules.items()) if _belongs(name, module, root, folder)
-    }
+    taken = {name: module for name, module in list(sys.modules.items()) if _belongs(name, module, root, folder)}
     for name in taken:
         del sys.modules[name]
     return taken

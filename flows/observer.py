@@ -25,7 +25,7 @@ from flows.link import spawned
 def main(arguments: list[str]) -> int:
     """Run the flow for the worker at the other end of the link."""
     link, request = spawned(arguments)
-    _ensure_server()
+    ensure_server()
     from flows.pipeline import adopt, pipeline
 
     adopt(link)
@@ -33,9 +33,9 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def _ensure_server() -> None:
+def ensure_server() -> None:
     """Where no server is configured, start a temporary one for this run while Prefect is imported."""
-    if os.environ.get("PREFECT_API_URL") or _configured():
+    if os.environ.get("PREFECT_API_URL") or configured():
         return
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -74,7 +74,7 @@ def _import_prefect() -> None:
         import flows.pipeline  # noqa: F401
 
 
-def _configured() -> bool:
+def configured() -> bool:
     """Whether the user's active Prefect profile names a server; read without importing Prefect."""
     import tomllib
 

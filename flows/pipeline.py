@@ -68,9 +68,7 @@ class Worker:
     def _closed(self) -> None:
         if self._mark and not self._gone:
             orphans.sweep(self._mark)
-        self._give_up(
-            events.Aborted("the working process was killed; the next run continues from here", "killed")
-        )
+        self._give_up(events.Aborted("the working process was killed; the next run continues from here", "killed"))
 
     def _give_up(self, last: events.Aborted) -> None:
         with self._lock:
@@ -159,9 +157,7 @@ def _attempted(worker: Worker, stage: str, attempt: int) -> State[Any]:
         elif isinstance(event, events.Failed):
             logger.error("%s", event.why)
             make = Cancelled if event.state == "Cancelled" else Failed
-            return make(
-                name=event.state, message=event.why, data=StageFailedError(event.why, event.exit_code)
-            )
+            return make(name=event.state, message=event.why, data=StageFailedError(event.why, event.exit_code))
     raise AssertionError("a stage's events end with its outcome")
 
 
@@ -186,8 +182,8 @@ def pipeline(
     """Bring the repository at `repo` up to date with its dvc.yaml.
 
     Args:
-        repo: a folder inside a DVC repository.
-        targets: stages to bring up to date, with what they need; none means all.
+        repo: the folder of a dvc.yaml inside a DVC repository.
+        targets: stages or dvc.yaml files to bring up to date, with what they need; none means the folder's own.
         force: run the stages even where nothing changed.
         isolate: give each stage a process of its own.
         wait: where another run holds the repository, wait for it instead of failing.

@@ -34,7 +34,9 @@ class Results:
 
 def collect(repo: Any, stages: Iterable[Any]) -> Results:
     """All of it, from an open and locked `dvc.repo.Repo` and its stages."""
-    committed = not repo.scm.no_commits
+    from dvc.scm import NoSCM
+
+    committed = not isinstance(repo.scm, NoSCM) and not repo.scm.no_commits
     found = places(repo, stages)
     return Results(
         metrics=metrics(repo),
@@ -53,9 +55,7 @@ def metrics(repo: Any) -> dict[str, dict[str, Any]]:
     for file, content in shown.items():
         values = content.get("data")
         if isinstance(values, dict):
-            found[file] = {
-                name: value for name, value in values.items() if isinstance(value, int | float | str)
-            }
+            found[file] = {name: value for name, value in values.items() if isinstance(value, int | float | str)}
     return found
 
 
@@ -109,9 +109,7 @@ def _plots(stages: Iterable[Any]) -> Iterator[tuple[Path, dict[str, Any]]]:
         for out in stage.outs:
             if out.plot:
                 options = out.plot if isinstance(out.plot, dict) else {}
-                inside = (
-                    sorted(Path(out.fs_path).iterdir()) if Path(out.fs_path).is_dir() else [Path(out.fs_path)]
-                )
+                inside = sorted(Path(out.fs_path).iterdir()) if Path(out.fs_path).is_dir() else [Path(out.fs_path)]
                 yield from ((path, options) for path in inside)
     for file, dvcfile in files.items():
         for entry in dvcfile.plots or []:

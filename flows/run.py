@@ -55,7 +55,8 @@ class Run:
         self._prepare = prepare
         self._observer: subprocess.Popen[bytes] | None = None
         self._screen = Screen()
-        self._root = find_root(Path(request.repo))
+        self._folder = Path(request.repo).resolve()
+        self._root = find_root(self._folder)
         self._mark = orphans.mark(self._root, uuid.uuid4().hex)
         self._lock = threading.Lock()
         self._settled: dict[str, events.Finished | events.Failed] = {}
@@ -89,7 +90,7 @@ class Run:
             yield
 
     def _worked(self) -> int:
-        self._project = Project(self._root)
+        self._project = Project(self._root, self._folder)
         self._stages = self._project.plan(self._request.targets)
         if self._link is None and not self._request.force and not any(stage.reason for stage in self._stages):
             self._screen.begin([stage.name for stage in self._stages])
@@ -120,6 +121,8 @@ class Run:
             finally:
                 self._screen.end()
         self._show_results()
+        if not self._exit_code():
+            self._screen.next_steps()
         return self._exit_code()
 
     def _orchestrated(self) -> None:
@@ -180,6 +183,8 @@ class Run:
             self._link.send(event)
         if isinstance(event, events.Finished | events.Failed):
             self._settled[event.stage] = event
+            if len(self._settled) == len(self._stages):
+                self._screen.waiting()
             self._head_start()
 
     def _report(self) -> events.Reported:
@@ -197,9 +202,7 @@ class Run:
         rows = []
         for stage in self._stages:
             event = self._settled.get(stage.name)
-            state, why, seconds = (
-                (event.state, event.why, round(event.seconds, 2)) if event else ("NotRun", "", 0.0)
-            )
+            state, why, seconds = (event.state, event.why, round(event.seconds, 2)) if event else ("NotRun", "", 0.0)
             rows.append({"name": stage.name, "state": state, "why": why, "seconds": seconds})
         return rows
 
@@ -264,7 +267,7 @@ def _stoppable() -> Iterator[None]:
 
 def show_status(repo: Path, targets: tuple[str, ...]) -> None:
     """Print what a run would do and why; changes nothing and needs neither lock nor server."""
-    root = find_root(repo)
+    folder, root = repo.resolve(), find_root(repo)
     os.chdir(root)
-    stages = Project(root).plan(targets)
+    stages = Project(root, folder).plan(targets)
     Screen().plan([(stage.name, stage.needs, stage.reason) for stage in stages])

@@ -13,12 +13,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 import graft
+from graft.commands import registry
 from graft.errors import GraftError, InputError
 
 if TYPE_CHECKING:
     from graft.comparison import Comparison
 
 MODEL = Path("models/onnx")
+PROD = "prod"  # follows the registry
+FOLLOW_SECONDS = 2.0
 LISTED = 10  # pictures that changed sides, in the terminal
 
 app = typer.Typer(
@@ -167,7 +170,7 @@ def predict(
 def serve(
     model: Annotated[
         list[Path] | None,
-        typer.Option(help="An exported file, or a folder NAME/VERSION/model.onnx; repeatable."),
+        typer.Option(help="An exported file or a folder NAME/VERSION/model.onnx, repeatable; or prod, the live version."),
     ] = None,
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 is every one.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 picks a free one.")] = 8000,
@@ -219,8 +222,12 @@ def serve(
     from serving import settings
     from serving.commands import read_keys, serve_models
 
-    if traffic is None and model is None:
+    if traffic is None and model in (None, [Path(PROD)]):
         traffic = find_project() / "monitoring"
+    if model == [Path(PROD)]:
+        from flows.promotion import followed
+
+        model, follow = [followed(find_project())], follow or FOLLOW_SECONDS
     serve_models(
         model or [find_file(find_project() / MODEL, provider, precision)],
         versions,
@@ -347,6 +354,9 @@ def doctor() -> None:
     console.print(f"\n{problems} problem{'s' if problems != 1 else ''} found." if problems else "\nNo problems found.")
     if problems:
         raise typer.Exit(1)
+
+
+registry.add(app)
 
 
 def main() -> None:

@@ -131,6 +131,33 @@ class Evaluate(Section):
     near_duplicate: Annotated[float, Field(ge=0.8, le=1)]
 
 
+class Gate(Section):
+    """What a new model must show before it goes live."""
+
+    min_accuracy: Annotated[float, Field(ge=0, le=1)]
+    min_class_recall: Annotated[float, Field(ge=0, le=1)]
+    max_class_drop: Annotated[float, Field(ge=0, le=1)]
+    min_gain: Annotated[float, Field(ge=0, le=1)]
+    significance: Annotated[float, Field(gt=0, le=0.5)]
+
+
+class Retrain(Section):
+    """How a retraining looks at new data, where its versions go, and who is told."""
+
+    max_shrink: Annotated[float, Field(ge=0, le=1)]
+    max_champion_drop: Annotated[float, Field(ge=0, le=1)]
+    max_psi: Annotated[float, Field(gt=0)]
+    min_drift_p: Annotated[float, Field(gt=0, lt=1)]
+    drift_images: Positive
+    drift_days: Positive
+    require_approval: bool
+    approval_hours: Annotated[float, Field(gt=0, le=24 * 30)]
+    branch: str | None
+    git_remote: str | None
+    servers: tuple[str, ...] = Field(strict=False)
+    webhook: str | None
+
+
 class Runtime(Section):
     """What the machine gives."""
 
@@ -148,6 +175,8 @@ class Params(Section):
     finetune: Finetune
     export: Export
     evaluate: Evaluate
+    gate: Gate
+    retrain: Retrain
     runtime: Runtime
 
 
@@ -262,7 +291,7 @@ def _yaml() -> Any:
 
 
 def _yaml_load(text: str, origin: str) -> Any:
-    from ruamel.yaml import YAMLError
+    from ruamel.yaml.error import YAMLError
 
     try:
         return _yaml().load(text)

@@ -7,8 +7,10 @@ the access log and the counts.
 from __future__ import annotations
 
 import asyncio
+import functools
 import hmac
 import ipaddress
+import itertools
 import logging
 import re
 import secrets
@@ -104,6 +106,10 @@ class _Door:
         self._app, self._context, self._log = app, context, access_log
         self._keys = [key.encode() for key in context.settings.security.api_keys]
         self._origins = frozenset(context.settings.security.cors_origins)
+        self._on_loopback = context.settings.on_loopback
+        # Unlike any other server's, and told apart from each other without asking for randomness every time.
+        self._id_prefix = secrets.token_hex(4)
+        self._ids = itertools.count()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -112,7 +118,7 @@ class _Door:
         started = time.perf_counter()
         headers = dict(scope["headers"])
         given = headers.get(b"x-request-id", b"")
-        request_id = given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(8).encode()
+        request_id = given if _REQUEST_ID.fullmatch(given) else self._next_id()
         status = 0
 
         async def reply(message: MutableMapping[str, Any]) -> None:
@@ -134,6 +140,9 @@ class _Door:
             await _refuse(reply, error, scope, request_id)
         finally:
             self._note(scope, request_id, status, time.perf_counter() - started)
+
+    def _next_id(self) -> bytes:
+        return f"{self._id_prefix}{next(self._ids):08x}".encode()
 
     def _note(self, scope: Scope, request_id: bytes, status: int, seconds: float) -> None:
         self._context.http.add(_endpoint(scope["path"]), status, seconds)
@@ -182,7 +191,7 @@ class _Door:
         origin = headers.get(b"origin", b"").decode("latin-1")
         if origin and origin not in self._origins and _authority(origin) != host:
             raise RequestError(403, "pages of other origins may not ask here; see --cors-origin")
-        if self._context.settings.on_loopback and host and not _names_loopback(host):
+        if self._on_loopback and host and not _names_loopback(host):
             raise RequestError(403, "this server answers for localhost only; see --host")
 
     def _check_key(self, path: str, headers: Mapping[bytes, bytes]) -> None:
@@ -202,6 +211,7 @@ def _authority(origin: str) -> str:
         return ""
 
 
+@functools.lru_cache(maxsize=64)
 def _names_loopback(host: str) -> bool:
     name = host[1:].partition("]")[0] if host.startswith("[") else host.rpartition(":")[0] or host
     if name == "localhost" or name.endswith(".localhost"):
@@ -212,6 +222,7 @@ def _names_loopback(host: str) -> bool:
         return False
 
 
+@functools.lru_cache(maxsize=256)
 def _endpoint(path: str) -> str:
     """A label for counts: few, whatever clients ask for."""
     if path.endswith("/infer"):

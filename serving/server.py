@@ -84,6 +84,7 @@ def _config(app: Any, settings: Settings) -> uvicorn.Config:
         log_config=None,
         access_log=False,
         server_header=False,
+        proxy_headers=False,
         timeout_keep_alive=75,
         timeout_graceful_shutdown=round(settings.shutdown_seconds),
         backlog=2048,

@@ -1,0 +1,169 @@
+"""A load generator cheap enough to share two cores with the server it measures.
+
+Closed loop: every client asks again as soon as it is answered. Open loop: requests come at their own times,
+whether earlier ones are answered or not, and latency counts from the time a request was due.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import uvloop
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one run saw: answers a second, latencies in seconds, answers other than 200."""
+
+    seconds: float
+    latencies: np.ndarray
+    errors: int
+
+    @property
+    def rate(self) -> float:
+        """Good answers a second."""
+        return len(self.latencies) / self.seconds
+
+    def percentile(self, share: float) -> float:
+        """Latency in milliseconds that `share` per cent of the answers kept."""
+        return float(np.percentile(self.latencies, share)) * 1000
+
+
+class _Client(asyncio.Protocol):
+    """One connection: one request at a time."""
+
+    def __init__(self, done: Callable[[_Client, int, float], None]) -> None:
+        self._done = done
+        self._buffer = b""
+        self._wanted = -1
+        self.due = 0.0
+
+    def connection_made(self, transport: Any) -> None:
+        self.transport = transport
+
+    def ask(self, request: bytes, due: float) -> None:
+        self.due = due
+        self.transport.write(request)
+
+    def data_received(self, data: bytes) -> None:
+        self._buffer += data
+        if self._wanted < 0:
+            end = self._buffer.find(b"\r\n\r\n")
+            if end < 0:
+                return
+            head = self._buffer[:end].lower()
+            self._wanted = end + 4 + int(head.split(b"content-length:")[1].split(b"\r\n")[0])
+        if len(self._buffer) >= self._wanted:
+            status = int(self._buffer[9:12])
+            self._buffer, self._wanted = b"", -1
+            self._done(self, status, time.perf_counter() - self.due)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._wanted >= 0 or self._buffer:
+            self._done(self, 0, 0.0)
+
+
+def http_request(path: str, body: bytes, headers: dict[str, str]) -> bytes:
+    """The bytes of one POST on a connection that stays open."""
+    lines = "".join(f"{key}: {value}\r\n" for key, value in headers.items())
+    return (
+        f"POST {path} HTTP/1.1\r\nhost: localhost\r\ncontent-length: {len(body)}\r\n{lines}\r\n".encode()
+        + body
+    )
+
+
+def closed_loop(port: int, requests: list[bytes], clients: int, warm_up: float, seconds: float) -> Result:
+    """`clients` connections that ask without a pause; the first `warm_up` seconds are not counted."""
+    return uvloop.run(_closed(port, requests, clients, warm_up, seconds))
+
+
+def open_loop(
+    port: int, requests: list[bytes], rate: float, seconds: float, seed: int = 7, even: bool = False
+) -> Result:
+    """Requests `rate` a second, at random (Poisson) times or evenly; the first second is not counted."""
+    rng = np.random.default_rng(seed)
+    count = int(rate * (seconds + 1))
+    gaps = np.full(count, 1 / rate) if even else rng.exponential(1 / rate, count)
+    return uvloop.run(_open(port, requests, np.cumsum(gaps), seconds))
+
+
+async def _closed(port: int, requests: list[bytes], clients: int, warm_up: float, seconds: float) -> Result:
+    loop = asyncio.get_running_loop()
+    latencies: list[float] = []
+    errors = 0
+    count = 0
+    start = time.perf_counter() + warm_up
+    end = start + seconds
+    finished = loop.create_future()
+
+    def done(client: _Client, status: int, latency: float) -> None:
+        nonlocal errors, count
+        now = time.perf_counter()
+        if start <= now < end:
+            if status == 200:
+                latencies.append(latency)
+            else:
+                errors += 1
+        if now < end:
+            count += 1
+            client.ask(requests[count % len(requests)], now)
+        elif not finished.done():
+            finished.set_result(None)
+
+    connected = [
+        await loop.create_connection(lambda: _Client(done), "127.0.0.1", port) for _ in range(clients)
+    ]
+    for number, (_, client) in enumerate(connected):
+        client.ask(requests[number % len(requests)], time.perf_counter())
+    await finished
+    for transport, _ in connected:
+        transport.abort()
+    return Result(seconds, np.array(latencies), errors)
+
+
+async def _open(port: int, requests: list[bytes], due: np.ndarray, seconds: float) -> Result:
+    loop = asyncio.get_running_loop()
+    latencies: list[float] = []
+    idle: deque[_Client] = deque()
+    everyone: list[Any] = []
+    answered = errors = 0
+    finished = loop.create_future()
+    start = time.perf_counter() + 0.1
+
+    def done(client: _Client, status: int, latency: float) -> None:
+        nonlocal answered, errors
+        answered += 1
+        idle.append(client)
+        if client.due >= start + 1:
+            if status == 200:
+                latencies.append(latency)
+            else:
+                errors += 1
+        if answered == len(due):
+            finished.set_result(None)
+
+    async def more(number: int) -> None:
+        for _ in range(number):
+            transport, client = await loop.create_connection(lambda: _Client(done), "127.0.0.1", port)
+            everyone.append(transport)
+            idle.append(client)
+
+    await more(64)
+    start = time.perf_counter() + 0.1
+    for number, offset in enumerate(due):
+        moment = start + offset
+        if (pause := moment - time.perf_counter()) > 0:
+            await asyncio.sleep(pause)
+        if not idle:
+            await more(16)
+        idle.popleft().ask(requests[number % len(requests)], moment)
+    await asyncio.wait_for(finished, 120)
+    for transport in everyone:
+        transport.abort()
+    return Result(seconds, np.array(latencies), errors)

@@ -1,0 +1,63 @@
+"""Forgetting old versions and collecting the data that nothing names any more.
+
+In: the registry. Out: what went. Kept are the workspace, every branch's tip, every tag that is left: so all kept
+versions, whatever their age, and everything a stage is at or can be rolled back to.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from flows.faults import translated
+from flows.look import inside
+from flows.registry import Store
+from graft.registry import Registry, Version
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """The versions that went, and the bytes freed in the cache."""
+
+    versions: tuple[Version, ...]
+    bytes: int
+
+
+def removable(now: Registry, keep: int) -> tuple[Version, ...]:
+    """All but the newest `keep` versions, those that a stage is at, and those a rollback would go to."""
+    stages = {move.stage for move in now.assignments}
+    needed = {version.name for version in now.versions[len(now.versions) - min(keep, len(now.versions)) :]}
+    for stage in stages:
+        current = now.current(stage)
+        needed |= {name for name in (current.version if current else None, now.previous(stage)) if name}
+    return tuple(version for version in now.versions if version.name not in needed)
+
+
+def prune(store: Store, keep: int, *, dry: bool, cloud: bool) -> Pruned:
+    """Remove what `removable` names, then what no tag, branch or workspace needs.
+
+    Raises:
+        GraftError: git or the DVC remote refuses.
+    """
+    versions = removable(store.read(), keep)
+    if not dry:
+        store.forget(versions)
+    before = _size(store)
+    _collect(store, dry=dry, cloud=cloud)
+    return Pruned(versions, before - _size(store))
+
+
+def _collect(store: Store, *, dry: bool, cloud: bool) -> None:
+    from dvc.repo import Repo
+
+    with translated(), inside(store.root), Repo(str(store.root)) as repo:
+        repo.gc(workspace=True, all_tags=True, all_branches=True, cloud=cloud, force=True, dry=dry)
+
+
+def _size(store: Store) -> int:
+    from dvc.repo import Repo
+
+    with translated(), Repo(str(store.root)) as repo:
+        cache = repo.cache.local.path
+    from pathlib import Path
+
+    return sum(file.stat().st_size for file in Path(cache).rglob("*") if file.is_file())
