@@ -60,7 +60,7 @@ class Project:
 
     def __init__(self, root: Path) -> None:
         with translated():
-            self._repo = _open(root)
+            self._repo = open_repository(root)
             self.root = Path(self._repo.root_dir)
             self._state = state_folder(self.root)
             self._gate = threading.Lock()
@@ -257,7 +257,8 @@ def in_git(root: Path) -> bool:
     return any((folder / ".git").exists() for folder in (root, *root.parents))
 
 
-def _open(root: Path) -> Any:
+def open_repository(root: Path) -> Any:
+    """DVC's repository at `root`, quiet; a context manager."""
     from dvc.repo import Repo
 
     for name in ("dvc", "dvc_objects", "dvc_data"):
