@@ -23,6 +23,12 @@ _COLOURS = {
     "TimedOut": "red",
     "Cancelled": "yellow",
 }
+_NEXT = (
+    ("report --open", "shows how good the model is and where it fails"),
+    ("predict PICTURE", "asks the model"),
+    ("serve", "answers over HTTP, with a page to try it on"),
+    ("run -S KEY=VALUE", "changes params.yaml and runs only what follows"),
+)
 # Where nothing can be redrawn, a long loop says where it is this often.
 LINE_SECONDS = 10.0
 # How many numbers of a metrics file are worth the end of a run: a file begins with its main ones.
@@ -69,9 +75,11 @@ class Screen:
     def next_steps(self) -> None:
         """What to try after a run."""
         self._console.print()
-        self._console.print("[dim]Next:[/] graft run -S KEY=VALUE   [dim]runs only what follows from the change[/]")
+        steps = [(f"graft {command}", what) for command, what in _NEXT]
         if not os.environ.get("PREFECT_API_URL"):
-            self._console.print("      prefect server start     [dim]shows this run and all before in a browser[/]")
+            steps.append(("graft up", "shows the runs in a browser, on a Prefect server of your own"))
+        for number, (command, what) in enumerate(steps):
+            self._console.print(f"{'' if number else 'Next:':<6}{command:<26}[dim]{what}[/]")
 
     def show(self, event: events.Event) -> None:
         """Print one event, once."""
