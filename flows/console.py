@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +24,6 @@ _COLOURS = {
     "TimedOut": "red",
     "Cancelled": "yellow",
 }
-_NEXT = (
-    ("report --open", "shows how good the model is and where it fails"),
-    ("predict PICTURE", "asks the model"),
-    ("serve", "answers over HTTP, with a page to try it on"),
-    ("run -S KEY=VALUE", "changes params.yaml and runs only what follows"),
-)
 # Where nothing can be redrawn, a long loop says where it is this often.
 LINE_SECONDS = 10.0
 # How many numbers of a metrics file are worth the end of a run: a file begins with its main ones.
@@ -72,12 +67,9 @@ class Screen:
         if self._console.is_terminal:
             self._live.add_task("Prefect", total=None, state="is writing the run down")
 
-    def next_steps(self) -> None:
-        """What to try after a run."""
+    def next_steps(self, steps: Iterable[tuple[str, str]]) -> None:
+        """What to try after a run: commands, and what each does."""
         self._console.print()
-        steps = [(f"graft {command}", what) for command, what in _NEXT]
-        if not os.environ.get("PREFECT_API_URL"):
-            steps.append(("graft up", "shows the runs in a browser, on a Prefect server of your own"))
         for number, (command, what) in enumerate(steps):
             self._console.print(f"{'' if number else 'Next:':<6}{command:<26}[dim]{what}[/]")
 

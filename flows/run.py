@@ -10,7 +10,7 @@ import signal
 import subprocess
 import threading
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -48,11 +48,13 @@ class Run:
         *,
         link: Link | None = None,
         prepare: Callable[[Path], None] = lambda root: None,
+        next_steps: Sequence[tuple[str, str]] = (),
     ) -> None:
         """Without a `link` to a flow, one is started beside; `prepare` is called under the lock."""
         self._request = request
         self._link = link
         self._prepare = prepare
+        self._next_steps = next_steps
         self._observer: subprocess.Popen[bytes] | None = None
         self._screen = Screen()
         self._folder = Path(request.repo).resolve()
@@ -122,7 +124,7 @@ class Run:
                 self._screen.end()
         self._show_results()
         if not self._exit_code():
-            self._screen.next_steps()
+            self._screen.next_steps(self._next_steps)
         return self._exit_code()
 
     def _orchestrated(self) -> None:

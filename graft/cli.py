@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -22,6 +23,13 @@ if TYPE_CHECKING:
 MODEL = Path("models/onnx")
 PROD = "prod"  # follows the registry
 FOLLOW_SECONDS = 2.0
+NEXT_STEPS = (
+    ("graft report --open", "shows how good the model is and where it fails"),
+    ("graft predict PICTURE", "asks the model"),
+    ("graft serve", "answers over HTTP, with a page to try it on"),
+    ("graft run -S KEY=VALUE", "changes params.yaml and runs only what follows"),
+    ("graft up", "shows runs in a browser, on a Prefect server of your own"),
+)
 LISTED = 10  # pictures that changed sides, in the terminal
 
 app = typer.Typer(
@@ -82,7 +90,8 @@ def run(
     request = Request(
         str(find_project()), tuple(targets or ()), force=force, isolate=isolate, wait=not no_wait
     )
-    raise typer.Exit(Run(request, prepare=lambda root: _set_params(root, assignments or [])).work())
+    prepare = partial(_set_params, assignments=assignments or [])
+    raise typer.Exit(Run(request, prepare=prepare, next_steps=NEXT_STEPS).work())
 
 
 def _set_params(root: Path, assignments: list[str]) -> None:
