@@ -63,8 +63,8 @@ def augment(images: Array, rng: np.random.Generator) -> Array:
     """Flip (half of them) and shift each of N×H×W×3 pictures."""
     count, height, width, _ = images.shape
     padded = np.pad(images, ((0, 0), (PADDING, PADDING), (PADDING, PADDING), (0, 0)), mode="reflect")
-    rows = rng.integers(0, 2 * PADDING + 1, count)[:, None] + np.arange(height)
-    columns = rng.integers(0, 2 * PADDING + 1, count)[:, None] + np.arange(width)
+    top, left = rng.integers(0, 2 * PADDING + 1, (2, count, 1))
+    rows, columns = top + np.arange(height), left + np.arange(width)
     flipped = rng.random(count) < 0.5
     columns[flipped] = columns[flipped, ::-1]
     shifted: Array = padded[np.arange(count)[:, None, None], rows[:, :, None], columns[:, None, :]]

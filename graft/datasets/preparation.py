@@ -57,7 +57,7 @@ def prepare(settings: params.Params, folder: Path) -> dict[str, Any]:
         for split in ORDER:
             summaries[split] = _write_split(source, split, splits[split], data.image_size, folder, findings, meter)
         _check_findings(source, summaries, findings, data)
-        description = {
+        description: dict[str, Any] = {
             "format": 1,
             "source": data.source,
             "classes": source.classes,

@@ -6,6 +6,7 @@ import base64
 import http.client
 import io
 import json
+import re
 import shutil
 import signal
 import ssl
@@ -524,3 +525,14 @@ def test_nothing_of_the_pipeline_is_imported(model_file: Path, tmp_path: Path) -
     with serving("--model", model_file, "--drain", "0", environment={"PYTHONPATH": str(tmp_path)}) as server:
         assert server.ask("POST", "/v1/classify", *form(("a.png", picture(RED))))[0] == 200
         assert server.ask("GET", "/metrics")[0] == 200
+
+
+def test_the_dashboard_asks_only_for_metrics_that_exist(server: Server) -> None:
+    dashboard = json.loads((ROOT / "docs" / "grafana-dashboard.json").read_text(encoding="utf-8"))
+    asked = " ".join(target["expr"] for panel in dashboard["panels"] for target in panel["targets"])
+    server.get("/v2")  # a status is counted from its first answer on
+    wanted = set(re.findall(r"\b(?:nv_inference|graft|process)_\w+", asked))
+    text = server.ask("GET", "/metrics")[1]
+    offered = {sample.name for family in text_string_to_metric_families(text) for sample in family.samples}
+    assert len(wanted) > 10
+    assert wanted <= offered
