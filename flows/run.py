@@ -17,6 +17,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from flows import QUIET as QUIET
 from flows import events, orphans, seam
 from flows.console import Screen
 from flows.engine import Engine
@@ -26,13 +27,6 @@ from flows.locking import run_lock
 from flows.project import Project, Stage, find_root, in_git, mend, state_folder
 from graft.errors import GraftError
 
-# What keeps Prefect and DVC quiet and offline, unless the user said otherwise.
-QUIET = {
-    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-    "DO_NOT_TRACK": "1",
-    "DVC_NO_ANALYTICS": "1",
-    "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "90",
-}
 # After Ctrl-C or SIGTERM: how long a stage in this process may take to come back before we leave without it.
 STOP_SECONDS = 5.0
 # How long Prefect may take to write down the end of a run.
@@ -68,8 +62,6 @@ class Run:
 
     def work(self) -> int:
         """Bring the repository up to date; return the exit code."""
-        for name, value in QUIET.items():
-            os.environ.setdefault(name, value)
         os.chdir(self._root)
         try:
             with _stoppable(), self._held():
