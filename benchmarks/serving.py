@@ -93,9 +93,7 @@ def half_load(path: Path, rate: float) -> None:
             over = [got - alone for got, alone in zip(p50, own, strict=True)]
             tail = [high / middle for high, middle in zip(p99, p50, strict=True)]
             rows.append((name, f"{rate:.0f}", *(spread(values, 1) for values in (own, p50, over, p99, tail))))
-    table(
-        ("requests come", "a second", "model alone ms", "p50 ms", "p50 over model", "p99 ms", "p99/p50"), rows
-    )
+    table(("requests come", "a second", "model alone ms", "p50 ms", "p50 over model", "p99 ms", "p99/p50"), rows)
 
 
 def side_by_side(path: Path) -> None:
@@ -253,9 +251,7 @@ def mlserver_in(binaries: Path, environment: dict[str, str]) -> Iterator[object]
         }
         (Path(folder) / "model-settings.json").write_text(json.dumps(model))
         server = {"http_port": PORT, "grpc_port": PORT + 1, "metrics_port": PORT + 2, "parallel_workers": 0}
-        (Path(folder) / "settings.json").write_text(
-            json.dumps({**server, "host": "127.0.0.1", "debug": False})
-        )
+        (Path(folder) / "settings.json").write_text(json.dumps({**server, "host": "127.0.0.1", "debug": False}))
         command = [binaries / "mlserver", "start", folder]
         with started(command, {**environment, "PYTHONPATH": str(PEERS)}) as process:
             yield process

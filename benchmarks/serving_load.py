@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import uvloop
 
-
 LOST = 0  # in place of a status: the connection broke before the answer
 
 
@@ -77,10 +76,7 @@ class _Client(asyncio.Protocol):
 def http_request(path: str, body: bytes, headers: dict[str, str]) -> bytes:
     """The bytes of one POST on a connection that stays open."""
     lines = "".join(f"{key}: {value}\r\n" for key, value in headers.items())
-    return (
-        f"POST {path} HTTP/1.1\r\nhost: localhost\r\ncontent-length: {len(body)}\r\n{lines}\r\n".encode()
-        + body
-    )
+    return f"POST {path} HTTP/1.1\r\nhost: localhost\r\ncontent-length: {len(body)}\r\n{lines}\r\n".encode() + body
 
 
 def closed_loop(port: int, requests: list[bytes], clients: int, warm_up: float, seconds: float) -> Result:
@@ -124,9 +120,7 @@ async def _closed(port: int, requests: list[bytes], clients: int, warm_up: float
         if not asking:
             finished.set_result(None)
 
-    connected = [
-        await loop.create_connection(lambda: _Client(done), "127.0.0.1", port) for _ in range(clients)
-    ]
+    connected = [await loop.create_connection(lambda: _Client(done), "127.0.0.1", port) for _ in range(clients)]
     for number, (_, client) in enumerate(connected):
         client.ask(requests[number % len(requests)], time.perf_counter())
     await asyncio.wait_for(finished, seconds + 120)
