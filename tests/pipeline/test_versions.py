@@ -37,9 +37,7 @@ def template(tmp_path_factory: pytest.TempPathFactory, environment: dict[str, st
 
 
 @pytest.fixture
-def project(
-    template: Path, tmp_path: Path, environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
-) -> Repository:
+def project(template: Path, tmp_path: Path, environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Repository:
     """A copy of it, with its pipeline's model not registered yet."""
     for name in ("DVC_SITE_CACHE_DIR", "DVC_GLOBAL_CONFIG_DIR", "DVC_NO_ANALYTICS"):
         monkeypatch.setenv(name, environment[name])
@@ -173,7 +171,7 @@ def test_a_git_remote_that_refuses_leaves_no_trace_and_a_retry_works(project: Re
     hook.write_text("#!/bin/sh\necho 'the door is shut' >&2\nexit 1\n")
     hook.chmod(0o755)
     before = deliveries.tags(project)
-    with pytest.raises(GraftError, match="the git remote origin refuses .*the door is shut"):
+    with pytest.raises(GraftError, match=r"the git remote origin refuses .*the door is shut"):
         go_live(project, store)
     assert deliveries.tags(project) == before
     assert deliveries.live(project).parent.name == "1"
@@ -289,5 +287,3 @@ def test_a_folder_without_commits_is_told_so(tmp_path: Path) -> None:
     subprocess.run(["git", "init", "-q", tmp_path], check=True)
     with pytest.raises(GraftError, match="no git commit"):
         Store(tmp_path)
-
-
