@@ -66,9 +66,7 @@ def features(settings: params.Params, weights: str, images: dict[str, npt.NDArra
     }
 
 
-def few_labels(
-    train: Array, labels: Array, test: Array, expected: Array, count: int, raw: bool
-) -> tuple[float, float]:
+def few_labels(train: Array, labels: Array, test: Array, expected: Array, count: int, raw: bool) -> tuple[float, float]:
     """Mean and deviation of the test accuracy with `count` labelled pictures a class.
 
     Each kind gets what suits it best: features are standardised and regularised strongly, pixels neither.
@@ -81,7 +79,9 @@ def few_labels(
         chosen = np.concatenate([rng.choice(np.flatnonzero(labels == c), count, replace=False) for c in range(10)])
         mean, std = (np.float32(0), np.float32(1)) if raw else (train[chosen].mean(0), train[chosen].std(0))
         std = np.maximum(std, STD_FLOOR * std.mean())
-        model = LogisticRegression(C=1.0 if raw else 0.01, max_iter=300).fit((train[chosen] - mean) / std, labels[chosen])
+        model = LogisticRegression(C=1.0 if raw else 0.01, max_iter=300).fit(
+            (train[chosen] - mean) / std, labels[chosen]
+        )
         accuracies.append(model.score((test - mean) / std, expected))
     return float(np.mean(accuracies)), float(np.std(accuracies))
 

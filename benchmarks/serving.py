@@ -49,7 +49,7 @@ def main() -> None:
 
 
 def saturated(full: Path, quarter: Path) -> float:
-    """Print the share of ONNX Runtime's own rate that reaches clients; return the full model's served rate."""
+    """Print the share of ONNX Runtime's own rate that reaches clients; return the full model's rate."""
     rows = []
     served = 0.0
     for name, path, pictures, clients in (
@@ -93,9 +93,7 @@ def half_load(path: Path, rate: float) -> None:
             over = [got - alone for got, alone in zip(p50, own, strict=True)]
             tail = [high / middle for high, middle in zip(p99, p50, strict=True)]
             rows.append((name, f"{rate:.0f}", *(spread(values, 1) for values in (own, p50, over, p99, tail))))
-    table(
-        ("requests come", "a second", "model alone ms", "p50 ms", "p50 over model", "p99 ms", "p99/p50"), rows
-    )
+    table(("requests come", "a second", "model alone ms", "p50 ms", "p50 over model", "p99 ms", "p99/p50"), rows)
 
 
 def side_by_side(path: Path) -> None:
@@ -104,9 +102,11 @@ def side_by_side(path: Path) -> None:
     contenders = found_contenders(path, pictures)
     for clients in (1, 16):
         figures: dict[str, list[load.Result]] = {name: [] for name, _, _ in contenders}
-        for _ in range(ROUNDS):
+        for turn in range(ROUNDS):
             for name, server, requests in contenders:
+                print(f"round {turn + 1}, {clients} clients: {name}", file=sys.stderr, flush=True)
                 with server():
+                    load.closed_loop(PORT, requests, clients, 0, 0.1)  # until each client was answered once
                     figures[name].append(load.closed_loop(PORT, requests, clients, WARM_UP, SECONDS))
         print(f"{clients} client{'s' * (clients > 1)}:\n")
         rows = [
@@ -143,7 +143,7 @@ def direct(path: Path, batch: int, seconds: float) -> float:
     code = (
         "import sys, time, numpy as np; from pathlib import Path; from graft.inference import open_model\n"
         "path, batch, seconds = Path(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3])\n"
-        "model = open_model(path, 'cpu'); images = np.random.default_rng(0).integers(0, 256, (batch, 32, 32, 3), np.uint8)\n"
+        "model = open_model(path, 'cpu'); images = np.full((batch, 32, 32, 3), 99, np.uint8)\n"
         "until = time.perf_counter() + 0.5\n"
         "while time.perf_counter() < until: model.predict(images)\n"
         "start, runs = time.perf_counter(), 0\n"
@@ -251,9 +251,7 @@ def mlserver_in(binaries: Path, environment: dict[str, str]) -> Iterator[object]
         }
         (Path(folder) / "model-settings.json").write_text(json.dumps(model))
         server = {"http_port": PORT, "grpc_port": PORT + 1, "metrics_port": PORT + 2, "parallel_workers": 0}
-        (Path(folder) / "settings.json").write_text(
-            json.dumps({**server, "host": "127.0.0.1", "debug": False})
-        )
+        (Path(folder) / "settings.json").write_text(json.dumps({**server, "host": "127.0.0.1", "debug": False}))
         command = [binaries / "mlserver", "start", folder]
         with started(command, {**environment, "PYTHONPATH": str(PEERS)}) as process:
             yield process

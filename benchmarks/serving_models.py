@@ -1,4 +1,4 @@
-"""VGG16 as an exported file with random weights, built node by node: speed does not depend on what it learnt."""
+"""VGG16 as an exported file with random weights: speed does not depend on what it learnt."""
 
 from __future__ import annotations
 
@@ -15,14 +15,12 @@ HIDDEN = 256
 
 
 def vgg16(path: Path, width: float = 1.0, size: int = 32, seed: int = 7) -> Path:
-    """Write VGG16 (Simonyan and Zisserman 2014) at `width` times its channels for `size`×`size` pictures.
+    """Write VGG16 (Simonyan and Zisserman 2014) with `width` times its channels, `size` pixels a side.
 
     Preprocessing, thirteen convolutions, a hidden layer and softmax; seeded He-normal weights, batch axis free.
     """
     rng = np.random.default_rng(seed)
-    constants: dict[str, np.ndarray] = {
-        "means": np.array([103.939, 116.779, 123.68], np.float32).reshape(1, 3, 1, 1)
-    }
+    constants: dict[str, np.ndarray] = {"means": np.array([103.939, 116.779, 123.68], np.float32).reshape(1, 3, 1, 1)}
     constants["bgr"] = np.array([2, 1, 0], np.int64)
     nodes = [
         helper.make_node("Cast", ["image"], ["real"], to=TensorProto.FLOAT),
@@ -36,14 +34,10 @@ def vgg16(path: Path, width: float = 1.0, size: int = 32, seed: int = 7) -> Path
             name, out = f"block{block}_conv{layer}", round(filters * width)
             kernel = rng.normal(0, np.sqrt(2 / (channels * 9)), (out, channels, 3, 3))
             constants[f"{name}_w"], constants[f"{name}_b"] = kernel, np.zeros(out)
-            nodes.append(
-                helper.make_node("Conv", [tensor, f"{name}_w", f"{name}_b"], [name], pads=[1, 1, 1, 1])
-            )
+            nodes.append(helper.make_node("Conv", [tensor, f"{name}_w", f"{name}_b"], [name], pads=[1, 1, 1, 1]))
             nodes.append(helper.make_node("Relu", [name], [f"{name}_relu"]))
             tensor, channels = f"{name}_relu", out
-        nodes.append(
-            helper.make_node("MaxPool", [tensor], [f"pool{block}"], kernel_shape=[2, 2], strides=[2, 2])
-        )
+        nodes.append(helper.make_node("MaxPool", [tensor], [f"pool{block}"], kernel_shape=[2, 2], strides=[2, 2]))
         tensor = f"pool{block}"
     features = channels * (size // 32) ** 2
     nodes.append(helper.make_node("Flatten", [tensor], ["flat"]))

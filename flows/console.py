@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -66,12 +67,11 @@ class Screen:
         if self._console.is_terminal:
             self._live.add_task("Prefect", total=None, state="is writing the run down")
 
-    def next_steps(self) -> None:
-        """What to try after a run."""
+    def next_steps(self, steps: Iterable[tuple[str, str]]) -> None:
+        """What to try after a run: commands, and what each does."""
         self._console.print()
-        self._console.print("[dim]Next:[/] graft run -S KEY=VALUE   [dim]runs only what follows from the change[/]")
-        if not os.environ.get("PREFECT_API_URL"):
-            self._console.print("      prefect server start     [dim]shows this run and all before in a browser[/]")
+        for number, (command, what) in enumerate(steps):
+            self._console.print(f"{'' if number else 'Next:':<6}{command:<26}[dim]{what}[/]")
 
     def show(self, event: events.Event) -> None:
         """Print one event, once."""

@@ -61,7 +61,7 @@ class Project:
     def __init__(self, root: Path, folder: Path | None = None) -> None:
         """Open the repository at `root` for the dvc.yaml in `folder`, by default the root's own."""
         with translated():
-            self._repo = _open(root)
+            self._repo = open_repository(root)
             self.root = Path(self._repo.root_dir)
             self._folder = (folder or root).resolve()
             self._state = state_folder(self.root)
@@ -272,7 +272,8 @@ def in_git(root: Path) -> bool:
     return any((folder / ".git").exists() for folder in (root, *root.parents))
 
 
-def _open(root: Path) -> Any:
+def open_repository(root: Path) -> Any:
+    """DVC's repository at `root`, quiet; a context manager."""
     from dvc.repo import Repo
 
     for name in ("dvc", "dvc_objects", "dvc_data"):

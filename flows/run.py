@@ -10,13 +10,14 @@ import signal
 import subprocess
 import threading
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from flows import QUIET as QUIET
 from flows import events, orphans, seam
 from flows.console import Screen
 from flows.engine import Engine
@@ -26,13 +27,6 @@ from flows.locking import run_lock
 from flows.project import Project, Stage, find_root, in_git, mend, state_folder
 from graft.errors import GraftError
 
-# What keeps Prefect and DVC quiet and offline, unless the user said otherwise.
-QUIET = {
-    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-    "DO_NOT_TRACK": "1",
-    "DVC_NO_ANALYTICS": "1",
-    "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "90",
-}
 # After Ctrl-C or SIGTERM: how long a stage in this process may take to come back before we leave without it.
 STOP_SECONDS = 5.0
 # How long Prefect may take to write down the end of a run.
@@ -48,11 +42,13 @@ class Run:
         *,
         link: Link | None = None,
         prepare: Callable[[Path], None] = lambda root: None,
+        next_steps: Sequence[tuple[str, str]] = (),
     ) -> None:
         """Without a `link` to a flow, one is started beside; `prepare` is called under the lock."""
         self._request = request
         self._link = link
         self._prepare = prepare
+        self._next_steps = next_steps
         self._observer: subprocess.Popen[bytes] | None = None
         self._screen = Screen()
         self._folder = Path(request.repo).resolve()
@@ -66,8 +62,6 @@ class Run:
 
     def work(self) -> int:
         """Bring the repository up to date; return the exit code."""
-        for name, value in QUIET.items():
-            os.environ.setdefault(name, value)
         os.chdir(self._root)
         try:
             with _stoppable(), self._held():
@@ -122,7 +116,7 @@ class Run:
                 self._screen.end()
         self._show_results()
         if not self._exit_code():
-            self._screen.next_steps()
+            self._screen.next_steps(self._next_steps)
         return self._exit_code()
 
     def _orchestrated(self) -> None:

@@ -1,4 +1,4 @@
-"""What a tutorial does: a FastAPI handler around `keras.predict`, the same VGG16; `python keras_server.py PORT WIDTH`."""
+"""What a tutorial does, a FastAPI handler around `keras.predict`: `python keras_server.py PORT WIDTH`."""
 
 import sys
 
@@ -16,8 +16,7 @@ def network():
     layers = [keras.Input((32, 32, 3))]
     for count, filters in BLOCKS:
         layers += [
-            keras.layers.Conv2D(round(filters * WIDTH), 3, padding="same", activation="relu")
-            for _ in range(count)
+            keras.layers.Conv2D(round(filters * WIDTH), 3, padding="same", activation="relu") for _ in range(count)
         ]
         layers.append(keras.layers.MaxPooling2D())
     layers += [keras.layers.Flatten(), keras.layers.Dense(HIDDEN, activation="relu")]

@@ -17,7 +17,7 @@ from graft import params
 
 CLASSES = {"brick": (0.6, 0.4, 0.4), "moss": (0.4, 0.6, 0.4), "slate": (0.4, 0.4, 0.6)}
 SPREAD = 0.07  # of a picture's colour: about 96 % can be told right
-TRAINING, TESTING = 30, 60  # pictures a class
+TRAINING, TESTING = 60, 60  # pictures a class
 SETTINGS = (
     "data.source=folder",
     "evaluate.batch_size=256",
@@ -30,9 +30,8 @@ def project(root: Path, environment: dict[str, str], *settings: str, remote: boo
     shutil.copytree(REPOSITORIES / "nightly", root)
     made = Repository(root, environment)
     made.write(".dvc/.gitignore", "/config.local\n/tmp\n/cache\n")
-    place = f'\n    remote = store\n["remote \\"store\\""]\n    url = {root}-store\n'.replace('\\"', '"')
-    place = place.replace('["remote "store""]', "['remote \"store\"']")
-    made.write(".dvc/config", f"[core]\n    analytics = false{place if remote else chr(10)}")
+    place = "    remote = store\n['remote \"store\"']\n    url = ../../store\n" if remote else ""
+    made.write(".dvc/config", f"[core]\n    analytics = false\n{place}")
     text = (ROOT / "params.yaml").read_text(encoding="utf-8")
     made.write("params.yaml", params.override(text, [*SETTINGS, *settings]))
     made.run("git", "init", "-q", "-b", "main")
