@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 import pytest
 from onnx_models import colour_model
 
@@ -136,7 +135,7 @@ def test_a_gpu_prefers_fp16_and_a_cpu_fp32(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(providers, "count_gpus", lambda: 1)
     assert find_file(tmp_path, "auto").name == "model.fp16.onnx"
     assert find_file(tmp_path, "auto", "fp32").name == "model.fp32.onnx"
-    with pytest.raises(InputError, match="no int8 file was shipped .it lost too much.; choose fp32, fp16"):
+    with pytest.raises(InputError, match=r"no int8 file was shipped .it lost too much.; choose fp32, fp16"):
         find_file(tmp_path, "cpu", "int8")
     with pytest.raises(InputError, match="graft run"):
         find_file(tmp_path / "none", "cpu")
