@@ -13,7 +13,7 @@ from pathlib import Path
 
 from flows import judging
 from flows.faults import translated
-from flows.project import Project
+from flows.project import Project, open_repository
 from flows.registry import Store, line
 from graft import history
 from graft.drift import Drift
@@ -82,12 +82,12 @@ def _was_promoted(now: Registry, version: Version) -> bool:
 
 
 def _judged(store: Store, settings: Params, model: str, live: str | None) -> bool:
-    """Whether the gate said no to this model before, against the same champion and by the same bounds."""
+    """Whether this model was live once, or the gate said no to it against the same champion by the same bounds."""
     bounds = settings.gate.model_dump()
     return any(
-        record.get("challenger") == model and record.get("champion") == live and record.get("gate") == bounds
+        record.get("outcome") == "promote" or (record.get("champion") == live and record.get("gate") == bounds)
         for record in history.read(store.root)
-        if record.get("outcome") in ("keep", "refuse")
+        if record.get("challenger") == model
     )
 
 
@@ -97,9 +97,7 @@ def update_imports(root: Path) -> None:
     Raises:
         GraftError: a source cannot be reached.
     """
-    from dvc.repo import Repo
-
-    with translated(), Repo(str(root)) as repo:
+    with translated(), open_repository(root) as repo:
         targets = sorted({stage.relpath for stage in repo.index.stages if stage.is_import})
         if not targets:
             return

@@ -14,18 +14,24 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
-from flows import observer
+from flows import observer, promotion
+from flows.look import look
 from flows.project import state_folder
+from flows.registry import Store
 from flows.run import QUIET
+from graft import params
 from graft.errors import GraftError
 
 NAME = "nightly"
+UNCHANGED = "Unchanged"
 _HERE = Path(__file__).parents[1]
 
 
 def run(root: Path, accept_data: bool, force: bool) -> tuple[str, str]:
-    """One retraining now, as a flow run; its state's name and its reason."""
+    """One retraining now, as a flow run; its state's name and its reason. Nothing to do needs no flow run."""
     _quiet()
+    if idle := _idle(root, force):
+        return idle
     os.environ.setdefault("PREFECT_LOGGING_LEVEL", "WARNING")
     find_server(root)
     observer.ensure_server()
@@ -33,6 +39,19 @@ def run(root: Path, accept_data: bool, force: bool) -> tuple[str, str]:
 
     state = retrain(repo=str(root), accept_data=accept_data, force=force, return_state=True)
     return str(state.name), state.message or ""
+
+
+def _idle(root: Path, force: bool) -> tuple[str, str] | None:
+    """The outcome where there is nothing to do; None leaves everything else to the flow, errors too."""
+    settings = params.load(root / params.FILE)
+    store = Store(root, settings.retrain.git_remote, settings.retrain.branch)
+    with contextlib.suppress(GraftError), store.locked():
+        store.fetch()
+        promotion.settle(store, ())
+        found = look(store, settings, force)
+        if not found.something and not found.drift:
+            return UNCHANGED, found.why
+    return None
 
 
 def serve(root: Path, *, cron: str | None, interval: float | None, timezone: str, queue: bool) -> None:
@@ -46,8 +65,8 @@ def serve(root: Path, *, cron: str | None, interval: float | None, timezone: str
     if not os.environ.get("PREFECT_API_URL") and not observer.configured():
         raise GraftError("a schedule needs a Prefect server; start one with `graft up`, in another terminal")
     from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLimitStrategy
-    from prefect.types.entrypoint import EntrypointType
     from prefect.schedules import Cron, Interval
+    from prefect.types.entrypoint import EntrypointType
 
     from flows.retrain import retrain
 

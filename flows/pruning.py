@@ -7,9 +7,11 @@ versions, whatever their age, and everything a stage is at or can be rolled back
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from flows.faults import translated
 from flows.look import inside
+from flows.project import open_repository
 from flows.registry import Store
 from graft.registry import Registry, Version
 
@@ -25,7 +27,7 @@ class Pruned:
 def removable(now: Registry, keep: int) -> tuple[Version, ...]:
     """All but the newest `keep` versions, those that a stage is at, and those a rollback would go to."""
     stages = {move.stage for move in now.assignments}
-    needed = {version.name for version in now.versions[len(now.versions) - min(keep, len(now.versions)) :]}
+    needed = {version.name for version in now.versions[-max(keep, 1) :]}  # the newest: its name is never given again
     for stage in stages:
         current = now.current(stage)
         needed |= {name for name in (current.version if current else None, now.previous(stage)) if name}
@@ -47,17 +49,11 @@ def prune(store: Store, keep: int, *, dry: bool, cloud: bool) -> Pruned:
 
 
 def _collect(store: Store, *, dry: bool, cloud: bool) -> None:
-    from dvc.repo import Repo
-
-    with translated(), inside(store.root), Repo(str(store.root)) as repo:
+    with translated(), inside(store.root), open_repository(store.root) as repo:
         repo.gc(workspace=True, all_tags=True, all_branches=True, cloud=cloud, force=True, dry=dry)
 
 
 def _size(store: Store) -> int:
-    from dvc.repo import Repo
-
-    with translated(), Repo(str(store.root)) as repo:
+    with translated(), open_repository(store.root) as repo:
         cache = repo.cache.local.path
-    from pathlib import Path
-
     return sum(file.stat().st_size for file in Path(cache).rglob("*") if file.is_file())

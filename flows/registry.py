@@ -23,7 +23,7 @@ from typing import Any
 from flows import revisions
 from flows.faults import translated
 from flows.locking import run_lock
-from flows.project import state_folder
+from flows.project import open_repository, state_folder
 from graft import registry
 from graft.errors import GraftError, InputError
 from graft.registry import PROD, Assignment, Registry, Tag, Version
@@ -72,7 +72,7 @@ class Store:
         return registry.read(tags)
 
     def fetch(self) -> None:
-        """Learn the tags that other clones pushed.
+        """Learn the tags that other clones pushed, and where the opted-in branch is.
 
         Raises:
             GraftError: the git remote cannot be reached.
@@ -81,6 +81,10 @@ class Store:
             return
         # Only the registry's own tags, and never over ours: a name means one thing for ever.
         specs = [f"refs/tags/{registry.ARTIFACT}{kind}*:refs/tags/{registry.ARTIFACT}{kind}*" for kind in "@#"]
+        if self.branch is not None and not self._checked_out:
+            reference = f"refs/heads/{self.branch}"
+            if self._git("ls-remote", self.remote, reference):
+                specs.append(f"{reference}:{reference}")
         self._git("fetch", "--quiet", "--no-tags", self.remote, *specs)
 
     def fingerprint(self) -> str:
@@ -183,9 +187,7 @@ class Store:
         Raises:
             GraftError: the remote is down or refuses.
         """
-        from dvc.repo import Repo
-
-        with translated(), Repo(str(self.root)) as repo:
+        with translated(), open_repository(self.root) as repo:
             if not repo.config["core"].get("remote"):
                 return
             try:

@@ -61,4 +61,5 @@ def _colour(image: Array, rng: np.random.Generator) -> Array:
     brightness, contrast = rng.uniform(1 - COLOUR_RANGE, 1 + COLOUR_RANGE, 2)
     mean = image.mean()
     changed = (image.astype(np.float32) - mean) * contrast + mean * brightness
-    return np.clip(np.rint(changed), 0, 255).astype(np.uint8)
+    clipped: Array = np.clip(np.rint(changed), 0, 255).astype(np.uint8)
+    return clipped

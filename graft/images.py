@@ -10,7 +10,7 @@ from pathlib import PurePath
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -51,7 +51,7 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> Pixels:
             return np.asarray(_rgb(ImageOps.exif_transpose(image)))
     except UnreadableImage:
         raise
-    except Image.UnidentifiedImageError:
+    except UnidentifiedImageError:
         raise UnreadableImage(f"not a picture in one of the formats {', '.join(FORMATS)}") from None
     except Image.DecompressionBombError:
         raise UnreadableImage(f"more than {max_pixels} pixels") from None

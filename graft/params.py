@@ -291,7 +291,7 @@ def _yaml() -> Any:
 
 
 def _yaml_load(text: str, origin: str) -> Any:
-    from ruamel.yaml import YAMLError
+    from ruamel.yaml.error import YAMLError
 
     try:
         return _yaml().load(text)

@@ -63,8 +63,8 @@ def augment(images: Array, rng: np.random.Generator) -> Array:
     """Flip (half of them) and shift each of N×H×W×3 pictures."""
     count, height, width, _ = images.shape
     padded = np.pad(images, ((0, 0), (PADDING, PADDING), (PADDING, PADDING), (0, 0)), mode="reflect")
-    rows = rng.integers(0, 2 * PADDING + 1, count)[:, None] + np.arange(height)
-    columns = rng.integers(0, 2 * PADDING + 1, count)[:, None] + np.arange(width)
+    top, left = rng.integers(0, 2 * PADDING + 1, (2, count, 1))
+    rows, columns = top + np.arange(height), left + np.arange(width)
     flipped = rng.random(count) < 0.5
     columns[flipped] = columns[flipped, ::-1]
     shifted: Array = padded[np.arange(count)[:, None, None], rows[:, :, None], columns[:, None, :]]
@@ -88,9 +88,7 @@ def pretrain(prepared: Path, output: Path, epochs: int, seed: int, command: str)
     model = _trainable(len(batches), epochs)
     backup = keras.callbacks.BackupAndRestore(output / ".pretraining", delete_checkpoint=False)
     report = _EpochReport(batches, epochs)
-    history = model.fit(
-        batches, epochs=epochs, verbose=0, callbacks=[backup, keras.callbacks.TerminateOnNaN(), report]
-    )
+    history = model.fit(batches, epochs=epochs, verbose=0, callbacks=[backup, keras.callbacks.TerminateOnNaN(), report])
     if not np.isfinite(history.history["loss"][-1]):
         raise GraftError(f"the loss became NaN in epoch {len(history.history['loss'])}; nothing was written")
     weights = fold(model)
@@ -123,7 +121,9 @@ def pretrain(prepared: Path, output: Path, epochs: int, seed: int, command: str)
 
 def normalised_convolution(tensor: Any, channels: int, name: str) -> Any:
     """3×3 convolution without bias, batch normalisation, ReLU."""
-    tensor = layers.Conv2D(channels, 3, padding="same", use_bias=False, kernel_initializer="he_normal", name=name)(tensor)
+    tensor = layers.Conv2D(channels, 3, padding="same", use_bias=False, kernel_initializer="he_normal", name=name)(
+        tensor
+    )
     return layers.ReLU(name=f"{name}_relu")(layers.BatchNormalization(name=f"{name}_norm")(tensor))
 
 

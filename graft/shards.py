@@ -7,7 +7,6 @@ are never read or written.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
@@ -81,7 +80,7 @@ def write(path: Path, rows: Array) -> None:
     partial = path.with_suffix(".partial")
     with partial.open("wb") as file:
         np.save(file, rows, allow_pickle=False)
-    os.replace(partial, path)
+    partial.replace(path)
 
 
 class ShardedArray:

@@ -62,7 +62,7 @@ class Batches(keras.utils.PyDataset):
         self._order = np.arange(count) if self._seed is None else self._rng().permutation(count)
 
     def _rng(self, *stream: int) -> np.random.Generator:
-        return np.random.default_rng((self._seed, self._epoch, *stream))
+        return np.random.default_rng((self._seed or 0, self._epoch, *stream))
 
     def __len__(self) -> int:
         # While training, a short last batch would give batch normalisation too few rows; the next epoch has them.

@@ -106,7 +106,7 @@ def _read_h5(path: Path) -> Arrays:
     import h5py
 
     with h5py.File(path, "r") as file:
-        root = file["model_weights"] if "model_weights" in file else file
+        root = file.get("model_weights", file)
         if "layer_names" not in root.attrs:
             raise ValueError("no layer names in the file; save the model as .keras instead")
         arrays = {}

@@ -150,7 +150,7 @@ def diff(
 
 
 def prune(
-    keep: Annotated[int, typer.Option(min=0, help="Newest versions to keep besides those of a stage.")] = 10,
+    keep: Annotated[int, typer.Option(min=1, help="Newest versions to keep besides those of a stage.")] = 10,
     dry: Annotated[bool, typer.Option("--dry", help="Only say what would go.")] = False,
     cloud: Annotated[bool, typer.Option("--cloud", help="Also in the DVC remote.")] = False,
 ) -> None:

@@ -65,7 +65,7 @@ def quantise(fp32: onnx.ModelProto, batches: Iterable[Array], left_float: Iterab
     """
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
-    class Reader(CalibrationDataReader):  # type: ignore[misc]
+    class Reader(CalibrationDataReader):
         def __init__(self) -> None:
             self._rows: Iterator[Array] = iter(batches)
 

@@ -80,7 +80,7 @@ def test_what_is_no_picture_is_refused_with_the_reason(data: bytes, reason: str)
 def test_a_decompression_bomb_is_refused_before_its_pixels_are_made() -> None:
     bomb = encode(Image.new("1", (20_000, 20_000)))
     assert len(bomb) < 100_000
-    with pytest.raises(images.UnreadableImage, match="400000000|pixels"):
+    with pytest.raises(images.UnreadableImage, match="pixels"):
         images.decode(bomb)
 
 
