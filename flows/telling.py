@@ -54,7 +54,9 @@ def superseded() -> str | None:
             flow_run_filter=FlowRunFilter(
                 deployment_id=FlowRunFilterDeploymentId(any_=[run.deployment_id]),
                 state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.SCHEDULED, StateType.PENDING])),
-                expected_start_time=FlowRunFilterExpectedStartTime(after_=run.expected_start_time, before_=DateTime.now("UTC")),
+                expected_start_time=FlowRunFilterExpectedStartTime(
+                    after_=run.expected_start_time, before_=DateTime.now("UTC")
+                ),
             )
         )
     times = [other.expected_start_time for other in late if other.auto_scheduled and other.id != run.id]

@@ -158,7 +158,7 @@ def prune(
     from flows import pruning
 
     _, _, store = _opened()
-    with store.locked(typer.echo):
+    with store.locked(typer.echo, "retrain"), store.locked(typer.echo):
         store.fetch()
         found = pruning.prune(store, keep, dry=dry, cloud=cloud)
     names = ", ".join(version.name for version in found.versions) or "no version"
