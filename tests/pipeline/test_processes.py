@@ -89,7 +89,9 @@ def _works_in(process: psutil.Process, root: os.PathLike[str]) -> bool:
 
 
 def test_the_second_run_waits_says_for_whom_and_finds_nothing_to_do(empty):
-    write_stages(empty, slow=stage("touch began; while [ ! -e go ]; do :; done; echo 1 > out.txt", outs=["out.txt"]))
+    write_stages(
+        empty, slow=stage("touch began; while [ ! -e go ]; do :; done; echo 1 > out.txt", outs=["out.txt"])
+    )
     first = empty.start("run")
     wait_for(lambda: (empty.root / "began").exists(), first)
     refused = empty.graft("run", "--no-wait", code=1)
