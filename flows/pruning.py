@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flows.faults import translated
-from flows.look import inside
 from flows.locking import run_lock
+from flows.look import inside
 from flows.project import open_repository, state_folder
 from flows.registry import Store
 from graft.registry import Registry, Version

@@ -75,8 +75,8 @@ def retrain(repo: str = ".", accept_data: bool = False, force: bool = False) -> 
     Raises:
         GraftError: a step failed; the live model is as it was.
     """
-    if later := telling.superseded():
-        return Completed(name="Superseded", message=f"the run of {later} does this night's work")  # type: ignore[return-value]
+    if begun := telling.superseded():
+        return Completed(name=telling.SUPERSEDED, message=f"the run begun {begun} did this one's work")  # type: ignore[return-value]
     root = find_root(Path(repo))
     settings = params.load(root / params.FILE)
     store = Store(root, settings.retrain.git_remote, settings.retrain.branch)
