@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 import uvloop
 
+LOST = 0  # in place of a status: the connection broke before the answer
+
 
 @dataclass(frozen=True)
 class Result:
@@ -42,6 +44,7 @@ class _Client(asyncio.Protocol):
         self._done = done
         self._buffer = b""
         self._wanted = -1
+        self._asked = False
         self.due = 0.0
 
     def connection_made(self, transport: Any) -> None:
@@ -49,6 +52,7 @@ class _Client(asyncio.Protocol):
 
     def ask(self, request: bytes, due: float) -> None:
         self.due = due
+        self._asked = True
         self.transport.write(request)
 
     def data_received(self, data: bytes) -> None:
@@ -61,12 +65,12 @@ class _Client(asyncio.Protocol):
             self._wanted = end + 4 + int(head.split(b"content-length:")[1].split(b"\r\n")[0])
         if len(self._buffer) >= self._wanted:
             status = int(self._buffer[9:12])
-            self._buffer, self._wanted = b"", -1
+            self._buffer, self._wanted, self._asked = b"", -1, False
             self._done(self, status, time.perf_counter() - self.due)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        if self._wanted >= 0 or self._buffer:
-            self._done(self, 0, 0.0)
+        if self._asked:
+            self._done(self, LOST, 0.0)
 
 
 def http_request(path: str, body: bytes, headers: dict[str, str]) -> bytes:
@@ -80,9 +84,14 @@ def closed_loop(port: int, requests: list[bytes], clients: int, warm_up: float, 
     return uvloop.run(_closed(port, requests, clients, warm_up, seconds))
 
 
-def open_loop(port: int, requests: list[bytes], rate: float, seconds: float, seed: int = 7) -> Result:
-    """Requests at random (Poisson) times, `rate` a second on average; the first second is not counted."""
-    return uvloop.run(_open(port, requests, rate, seconds, seed))
+def open_loop(
+    port: int, requests: list[bytes], rate: float, seconds: float, seed: int = 7, even: bool = False
+) -> Result:
+    """Requests `rate` a second, at random (Poisson) times or evenly; the first second is not counted."""
+    rng = np.random.default_rng(seed)
+    count = int(rate * (seconds + 1))
+    gaps = np.full(count, 1 / rate) if even else rng.exponential(1 / rate, count)
+    return uvloop.run(_open(port, requests, np.cumsum(gaps), seconds))
 
 
 async def _closed(port: int, requests: list[bytes], clients: int, warm_up: float, seconds: float) -> Result:
@@ -93,70 +102,63 @@ async def _closed(port: int, requests: list[bytes], clients: int, warm_up: float
     start = time.perf_counter() + warm_up
     end = start + seconds
     finished = loop.create_future()
+    asking = clients
 
     def done(client: _Client, status: int, latency: float) -> None:
-        nonlocal errors, count
+        nonlocal errors, count, asking
         now = time.perf_counter()
         if start <= now < end:
             if status == 200:
                 latencies.append(latency)
             else:
                 errors += 1
-        if now < end:
+        if now < end and status != LOST:
             count += 1
             client.ask(requests[count % len(requests)], now)
-        elif not finished.done():
+            return
+        asking -= 1
+        if not asking:
             finished.set_result(None)
 
     connected = [await loop.create_connection(lambda: _Client(done), "127.0.0.1", port) for _ in range(clients)]
     for number, (_, client) in enumerate(connected):
         client.ask(requests[number % len(requests)], time.perf_counter())
-    await finished
+    await asyncio.wait_for(finished, seconds + 120)
     for transport, _ in connected:
         transport.abort()
     return Result(seconds, np.array(latencies), errors)
 
 
-async def _open(port: int, requests: list[bytes], rate: float, seconds: float, seed: int) -> Result:
+async def _open(port: int, requests: list[bytes], due: np.ndarray, seconds: float) -> Result:
     loop = asyncio.get_running_loop()
-    rng = np.random.default_rng(seed)
-    due = np.cumsum(rng.exponential(1 / rate, int(rate * (seconds + 1) * 1.5) + 10))
-    due = due[due < seconds + 1]
-    latencies: list[float] = []
     idle: deque[_Client] = deque()
     everyone: list[Any] = []
-    answered = errors = 0
+    answers: list[tuple[float, int, float]] = []
     finished = loop.create_future()
-    start = time.perf_counter() + 0.1
 
     def done(client: _Client, status: int, latency: float) -> None:
-        nonlocal answered, errors
-        answered += 1
+        answers.append((client.due, status, latency))
         idle.append(client)
-        if client.due >= start + 1:
-            if status == 200:
-                latencies.append(latency)
-            else:
-                errors += 1
-        if answered == len(due):
+        if len(answers) == len(due):
             finished.set_result(None)
 
-    async def more(number: int) -> None:
+    async def connect(number: int) -> None:
         for _ in range(number):
             transport, client = await loop.create_connection(lambda: _Client(done), "127.0.0.1", port)
             everyone.append(transport)
             idle.append(client)
 
-    await more(64)
+    await connect(64)
     start = time.perf_counter() + 0.1
     for number, offset in enumerate(due):
-        moment = start + offset
-        if (pause := moment - time.perf_counter()) > 0:
+        if (pause := start + offset - time.perf_counter()) > 0:
             await asyncio.sleep(pause)
         if not idle:
-            await more(16)
-        idle.popleft().ask(requests[number % len(requests)], moment)
+            await connect(16)
+        idle.popleft().ask(requests[number % len(requests)], start + offset)
     await asyncio.wait_for(finished, 120)
     for transport in everyone:
         transport.abort()
-    return Result(seconds, np.array(latencies), errors)
+    counted = [(status, latency) for moment, status, latency in answers if moment >= start + 1]
+    latencies = np.array([latency for status, latency in counted if status == 200])
+    return Result(seconds, latencies, len(counted) - len(latencies))

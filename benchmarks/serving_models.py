@@ -1,4 +1,4 @@
-"""VGG16 as an exported file with random weights, built node by node: speed does not depend on what it learnt."""
+"""VGG16 as an exported file with random weights: speed does not depend on what it learnt."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ HIDDEN = 256
 
 
 def vgg16(path: Path, width: float = 1.0, size: int = 32, seed: int = 7) -> Path:
-    """Write VGG16 (Simonyan and Zisserman 2014) at `width` times its channels for `size`×`size` pictures.
+    """Write VGG16 (Simonyan and Zisserman 2014) with `width` times its channels, `size` pixels a side.
 
     Preprocessing, thirteen convolutions, a hidden layer and softmax; seeded He-normal weights, batch axis free.
     """
@@ -41,7 +41,10 @@ def vgg16(path: Path, width: float = 1.0, size: int = 32, seed: int = 7) -> Path
         tensor = f"pool{block}"
     features = channels * (size // 32) ** 2
     nodes.append(helper.make_node("Flatten", [tensor], ["flat"]))
-    for name, given, inputs, units in (("dense0", "flat", features, HIDDEN), ("dense1", "relu", HIDDEN, len(CLASSES))):
+    for name, given, inputs, units in (
+        ("dense0", "flat", features, HIDDEN),
+        ("dense1", "relu", HIDDEN, len(CLASSES)),
+    ):
         constants[f"{name}_w"] = rng.normal(0, np.sqrt(2 / inputs), (inputs, units))
         constants[f"{name}_b"] = np.zeros(units)
         nodes.append(helper.make_node("Gemm", [given, f"{name}_w", f"{name}_b"], [name]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,8 @@ _COLOURS = {
 }
 # Where nothing can be redrawn, a long loop says where it is this often.
 LINE_SECONDS = 10.0
+# How many numbers of a metrics file are worth the end of a run: a file begins with its main ones.
+METRICS = 8
 
 
 class Screen:
@@ -64,12 +67,11 @@ class Screen:
         if self._console.is_terminal:
             self._live.add_task("Prefect", total=None, state="is writing the run down")
 
-    def next_steps(self) -> None:
-        """What to try after a run."""
+    def next_steps(self, steps: Iterable[tuple[str, str]]) -> None:
+        """What to try after a run: commands, and what each does."""
         self._console.print()
-        self._console.print("[dim]Next:[/] graft run -S KEY=VALUE   [dim]runs only what follows from the change[/]")
-        if not os.environ.get("PREFECT_API_URL"):
-            self._console.print("      prefect server start     [dim]shows this run and all before in a browser[/]")
+        for number, (command, what) in enumerate(steps):
+            self._console.print(f"{'' if number else 'Next:':<6}{command:<26}[dim]{what}[/]")
 
     def show(self, event: events.Event) -> None:
         """Print one event, once."""
@@ -141,16 +143,19 @@ class Screen:
         self._console.print(done)
 
     def metrics(self, files: dict[str, Any]) -> None:
-        """The main metrics: the numbers at the top of each metrics file."""
+        """The main metrics: the first numbers of each metrics file."""
         table = Table(box=None, pad_edge=False, show_header=False)
         for file, values in files.items():
-            for name, value in values.items():
+            for name, value in list(values.items())[:METRICS]:
                 table.add_row(escape(name), f"{value:.4f}" if isinstance(value, float) else str(value), f"[dim]{file}")
+            if len(values) > METRICS:
+                table.add_row("[dim]…[/]", "", f"[dim]{len(values) - METRICS} more in {escape(file)}")
         if table.row_count:
             self._console.print()
             self._console.print(table)
 
     def results(self, paths: dict[str, Path]) -> None:
         """Where the things lie that a run makes for people."""
+        width = max(map(len, paths), default=0)
         for name, path in paths.items():
-            self._console.print(f"[bold]{escape(name)}[/bold]  {escape(os.fspath(path))}")
+            self._console.print(f"[bold]{escape(name):<{width}}[/bold]  {escape(os.fspath(path))}")

@@ -83,7 +83,7 @@ class Link:
         self._channel.close()
 
 
-def spawn(module: str, request: Request, out: IO[bytes] | None = None) -> tuple[Link, subprocess.Popen[bytes]]:
+def spawn(module: str, request: Request, out: IO[bytes] | int | None = None) -> tuple[Link, subprocess.Popen[bytes]]:
     """Start `python -m module` with `request` and one end of a link; what it prints goes to `out`.
 
     It runs the same code as this process and in a session of its own: Ctrl-C is for us to handle.

@@ -7,6 +7,7 @@ flow only orchestrates; a worker process beside it (`flows.work`) does DVC's par
 from __future__ import annotations
 
 import queue
+import subprocess
 import threading
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -27,6 +28,9 @@ from flows import artifacts, events, orphans
 from flows.faults import StageFailedError
 from flows.link import Link, Request, spawn
 from graft.errors import GraftError
+
+# How long a worker may take to end once nothing is asked of it.
+WORKER_SECONDS = 15.0
 
 E = TypeVar("E", bound=events.Event)
 
@@ -119,7 +123,16 @@ def connected(request: Request) -> Iterator[Worker]:
     finally:
         link.close()
         if process:
-            process.wait()
+            _end(process)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Wait for a worker whose link is closed; it ends by itself unless it still waits for another run."""
+    try:
+        process.wait(WORKER_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.terminate()
+        process.wait()
 
 
 # The link of the worker that started this process (`graft run`), until the first flow run takes it.
@@ -182,8 +195,8 @@ def pipeline(
     """Bring the repository at `repo` up to date with its dvc.yaml.
 
     Args:
-        repo: a folder inside a DVC repository.
-        targets: stages to bring up to date, with what they need; none means all.
+        repo: the folder of a dvc.yaml inside a DVC repository.
+        targets: stages or dvc.yaml files to bring up to date, with what they need; none means the folder's own.
         force: run the stages even where nothing changed.
         isolate: give each stage a process of its own.
         wait: where another run holds the repository, wait for it instead of failing.

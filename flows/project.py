@@ -58,10 +58,12 @@ class Project:
     The current folder must be `root` for as long as it is used: DVC names stages relative to it.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, folder: Path | None = None) -> None:
+        """Open the repository at `root` for the dvc.yaml in `folder`, by default the root's own."""
         with translated():
             self._repo = open_repository(root)
             self.root = Path(self._repo.root_dir)
+            self._folder = (folder or root).resolve()
             self._state = state_folder(self.root)
             self._gate = threading.Lock()
             self._load()
@@ -84,7 +86,11 @@ class Project:
             yield
 
     def plan(self, targets: Iterable[str] = ()) -> list[Stage]:
-        """The stages of this run in order: all, or `targets` and what they need.
+        """The stages of this run in order: `targets` and what they need.
+
+        Args:
+            targets: stages, groups of foreach and matrix stages, or dvc.yaml files; without any, the one
+                in the folder this was opened for, as `dvc repro` there takes it.
 
         Raises:
             InputError: a target or a `meta:` is unknown or wrong.
@@ -95,9 +101,7 @@ class Project:
 
     def _wanted(self, targets: Iterable[str]) -> set[str]:
         wanted: set[str] = set()
-        queue = [name for target in targets for name in self._matching(target)]
-        if not queue:
-            return set(self._stages)
+        queue = [name for target in targets for name in self._matching(target)] or self._default()
         while queue:
             name = queue.pop()
             if name not in wanted:
@@ -105,9 +109,20 @@ class Project:
                 queue += [stage.addressing for stage in self._upstream[name]]
         return wanted
 
+    def _default(self) -> list[str]:
+        """The stages of the folder's own dvc.yaml; where it has none, every stage there is."""
+        return self._of_file(self._folder / "dvc.yaml") or list(self._stages)
+
+    def _of_file(self, file: Path) -> list[str]:
+        return [name for name, stage in self._stages.items() if Path(stage.path) == file]
+
     def _matching(self, target: str) -> list[str]:
-        """A stage's name, or the group of a foreach or matrix stage."""
-        names = [name for name in self._stages if name == target or name.startswith(f"{target}@")]
+        """A stage, the group of a foreach or matrix stage, or the stages of a dvc.yaml file."""
+        here = self._folder.relative_to(self.root)
+        full = target if here == Path() else f"{here}/dvc.yaml:{target}"
+        names = [
+            name for name in self._stages if name in (target, full) or name.startswith((f"{target}@", f"{full}@"))
+        ] or self._of_file(self.root / target)
         if not names:
             raise InputError(f"no stage {target}; {nearest(target, self._stages)}")
         return names

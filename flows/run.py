@@ -10,13 +10,14 @@ import signal
 import subprocess
 import threading
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from flows import QUIET as QUIET
 from flows import events, orphans, seam
 from flows.console import Screen
 from flows.engine import Engine
@@ -26,13 +27,6 @@ from flows.locking import run_lock
 from flows.project import Project, Stage, find_root, in_git, mend, state_folder
 from graft.errors import GraftError
 
-# What keeps Prefect and DVC quiet and offline, unless the user said otherwise.
-QUIET = {
-    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-    "DO_NOT_TRACK": "1",
-    "DVC_NO_ANALYTICS": "1",
-    "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "90",
-}
 # After Ctrl-C or SIGTERM: how long a stage in this process may take to come back before we leave without it.
 STOP_SECONDS = 5.0
 # How long Prefect may take to write down the end of a run.
@@ -48,14 +42,17 @@ class Run:
         *,
         link: Link | None = None,
         prepare: Callable[[Path], None] = lambda root: None,
+        next_steps: Sequence[tuple[str, str]] = (),
     ) -> None:
         """Without a `link` to a flow, one is started beside; `prepare` is called under the lock."""
         self._request = request
         self._link = link
         self._prepare = prepare
+        self._next_steps = next_steps
         self._observer: subprocess.Popen[bytes] | None = None
         self._screen = Screen()
-        self._root = find_root(Path(request.repo))
+        self._folder = Path(request.repo).resolve()
+        self._root = find_root(self._folder)
         self._mark = orphans.mark(self._root, uuid.uuid4().hex)
         self._lock = threading.Lock()
         self._settled: dict[str, events.Finished | events.Failed] = {}
@@ -65,8 +62,6 @@ class Run:
 
     def work(self) -> int:
         """Bring the repository up to date; return the exit code."""
-        for name, value in QUIET.items():
-            os.environ.setdefault(name, value)
         os.chdir(self._root)
         try:
             with _stoppable(), self._held():
@@ -89,7 +84,7 @@ class Run:
             yield
 
     def _worked(self) -> int:
-        self._project = Project(self._root)
+        self._project = Project(self._root, self._folder)
         self._stages = self._project.plan(self._request.targets)
         if self._link is None and not self._request.force and not any(stage.reason for stage in self._stages):
             self._screen.begin([stage.name for stage in self._stages])
@@ -121,7 +116,7 @@ class Run:
                 self._screen.end()
         self._show_results()
         if not self._exit_code():
-            self._screen.next_steps()
+            self._screen.next_steps(self._next_steps)
         return self._exit_code()
 
     def _orchestrated(self) -> None:
@@ -266,7 +261,7 @@ def _stoppable() -> Iterator[None]:
 
 def show_status(repo: Path, targets: tuple[str, ...]) -> None:
     """Print what a run would do and why; changes nothing and needs neither lock nor server."""
-    root = find_root(repo)
+    folder, root = repo.resolve(), find_root(repo)
     os.chdir(root)
-    stages = Project(root).plan(targets)
+    stages = Project(root, folder).plan(targets)
     Screen().plan([(stage.name, stage.needs, stage.reason) for stage in stages])

@@ -6,12 +6,16 @@ import sys
 
 from flows.link import spawned
 from flows.run import Run
+from graft.errors import GraftError
 
 
 def main(arguments: list[str]) -> int:
     """Work for the flow at the other end of the link."""
     link, request = spawned(arguments)
-    return Run(request, link=link).work()
+    try:
+        return Run(request, link=link).work()
+    except GraftError as error:
+        return error.exit_code  # the flow has been told the sentence
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """Fine-tuning: the unfrozen suffix and the head, trained together at a lower rate from the stored junction.
 
 In: junction shards, labels, the trained head. Out: `network.safetensors` (the suffix's weights as
-`suffix/{layer}/{i}` and the head's as in `heads`), `network.json` and `history.json`. The result is never worse than the
-frozen head on the validation pictures: the better of the two is kept, and which one is said.
+`suffix/{layer}/{i}` and the head's as in `heads`), `network.json` and `history.json`. The result is never worse
+than the frozen head on the validation pictures: the better of the two is kept, and which one is said.
 """
 
 from __future__ import annotations

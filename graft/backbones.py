@@ -50,7 +50,9 @@ def inside(images: Any) -> Any:
     return images
 
 
-def vgg(blocks: tuple[tuple[int, int], ...], convolution: Callable[[Any, int, str], Any]) -> Callable[[Any, float], Any]:
+def vgg(
+    blocks: tuple[tuple[int, int], ...], convolution: Callable[[Any, int, str], Any]
+) -> Callable[[Any, float], Any]:
     """A VGG trunk of `blocks`, each convolution made by `convolution(tensor, channels, name)`."""
 
     def build(tensor: Any, width: float) -> Any:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -22,6 +23,13 @@ if TYPE_CHECKING:
 MODEL = Path("models/onnx")
 PROD = "prod"  # follows the registry
 FOLLOW_SECONDS = 2.0
+NEXT_STEPS = (
+    ("graft report --open", "shows how good the model is and where it fails"),
+    ("graft predict PICTURE", "asks the model"),
+    ("graft serve", "answers over HTTP, with a page to try it on"),
+    ("graft run -S KEY=VALUE", "changes params.yaml and runs only what follows"),
+    ("graft up", "shows runs in a browser, on a Prefect server of your own"),
+)
 LISTED = 10  # pictures that changed sides, in the terminal
 
 app = typer.Typer(
@@ -71,18 +79,15 @@ def run(
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Run stages even where nothing changed.")] = False,
     isolate: Annotated[bool, typer.Option("--isolate", help="Give each stage a process of its own.")] = False,
-    no_wait: Annotated[
-        bool, typer.Option("--no-wait", help="Fail where another run holds the repository.")
-    ] = False,
+    no_wait: Annotated[bool, typer.Option("--no-wait", help="Fail where another run holds the repository.")] = False,
 ) -> None:
     """Bring the project up to date: run what changed, as a Prefect flow."""
     from flows.link import Request
     from flows.run import Run
 
-    request = Request(
-        str(find_project()), tuple(targets or ()), force=force, isolate=isolate, wait=not no_wait
-    )
-    raise typer.Exit(Run(request, prepare=lambda root: _set_params(root, assignments or [])).work())
+    request = Request(str(find_project()), tuple(targets or ()), force=force, isolate=isolate, wait=not no_wait)
+    prepare = partial(_set_params, assignments=assignments or [])
+    raise typer.Exit(Run(request, prepare=prepare, next_steps=NEXT_STEPS).work())
 
 
 def _set_params(root: Path, assignments: list[str]) -> None:
@@ -95,9 +100,7 @@ def _set_params(root: Path, assignments: list[str]) -> None:
 
 @app.command()
 def status(
-    targets: Annotated[
-        list[str] | None, typer.Argument(help="Stages to look at, with what they need.")
-    ] = None,
+    targets: Annotated[list[str] | None, typer.Argument(help="Stages to look at, with what they need.")] = None,
 ) -> None:
     """Say which stages would run, and why."""
     from flows.run import show_status
@@ -127,7 +130,9 @@ def pretrain(
     """Make the bundled weights again: a quarter-width VGG16 trained on CIFAR-10."""
     from graft.commands import project
 
-    command = " ".join(["graft pretrain", *(f"-S {assignment}" for assignment in assignments or []), f"--epochs {epochs}"])
+    command = " ".join(
+        ["graft pretrain", *(f"-S {assignment}" for assignment in assignments or []), f"--epochs {epochs}"]
+    )
     project.pretrain(find_project(), assignments or [], epochs, output, command)
 
 
@@ -137,9 +142,7 @@ def predict(
     model: Annotated[
         str | None, typer.Option(help="The exported file; with --url the model's name on the server.")
     ] = None,
-    url: Annotated[
-        str | None, typer.Option(help="Ask a running server, such as http://127.0.0.1:8000.")
-    ] = None,
+    url: Annotated[str | None, typer.Option(help="Ask a running server, such as http://127.0.0.1:8000.")] = None,
     top_k: Annotated[int, typer.Option(min=1, help="Labels a picture.")] = 3,
     provider: Annotated[str, typer.Option(help="auto, tensorrt, cuda or cpu; without --url.")] = "auto",
     precision: Annotated[str, typer.Option(help="fp32, fp16 or int8; auto is fp16 on a GPU.")] = "auto",
@@ -170,13 +173,13 @@ def predict(
 def serve(
     model: Annotated[
         list[Path] | None,
-        typer.Option(help="An exported file or a folder NAME/VERSION/model.onnx, repeatable; or prod, the live version."),
+        typer.Option(
+            help="An exported file or a folder NAME/VERSION/model.onnx, repeatable; or prod, the live version."
+        ),
     ] = None,
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 is every one.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 picks a free one.")] = 8000,
-    provider: Annotated[
-        str, typer.Option(help="auto, tensorrt, cuda or cpu: what is asked for or an error.")
-    ] = "auto",
+    provider: Annotated[str, typer.Option(help="auto, tensorrt, cuda or cpu: what is asked for or an error.")] = "auto",
     precision: Annotated[
         str, typer.Option(help="fp32, fp16 or int8 of the project's own model; auto is fp16 on a GPU.")
     ] = "auto",
@@ -187,33 +190,23 @@ def serve(
     max_queue_delay: Annotated[float, typer.Option(min=0, help="Seconds to wait for a fuller batch.")] = 0,
     max_queue_size: Annotated[int, typer.Option(min=1, help="Pictures that may wait.")] = 512,
     max_body: Annotated[int, typer.Option(min=1, help="Largest request in MiB.")] = 32,
-    patience: Annotated[
-        float, typer.Option(min=0.1, help="Seconds a client may take to send a request.")
-    ] = 30,
+    patience: Annotated[float, typer.Option(min=0.1, help="Seconds a client may take to send a request.")] = 30,
     api_keys: Annotated[
         Path | None, typer.Option(help="File of keys, one a line; without it everybody may ask.")
     ] = None,
-    cors_origin: Annotated[
-        list[str] | None, typer.Option(help="Site whose pages may ask; repeatable.")
-    ] = None,
-    tls_certificate: Annotated[
-        Path | None, typer.Option(help="PEM file; with --tls-key serves HTTPS.")
-    ] = None,
+    cors_origin: Annotated[list[str] | None, typer.Option(help="Site whose pages may ask; repeatable.")] = None,
+    tls_certificate: Annotated[Path | None, typer.Option(help="PEM file; with --tls-key serves HTTPS.")] = None,
     tls_key: Annotated[Path | None, typer.Option(help="PEM file of the certificate's key.")] = None,
     control: Annotated[
         bool | None,
-        typer.Option(
-            "--control/--no-control", help="Load and unload by request. [default: on loopback or with keys]"
-        ),
+        typer.Option("--control/--no-control", help="Load and unload by request. [default: on loopback or with keys]"),
     ] = None,
     drain: Annotated[float, typer.Option(min=0, help="Seconds from SIGTERM to the last connection.")] = 1,
     traffic: Annotated[
         Path | None,
         typer.Option(help="Folder for the sums that show drift. [default: monitoring/ of the project]"),
     ] = None,
-    sample: Annotated[
-        Path | None, typer.Option(help="Folder for samples of pictures; none are kept without.")
-    ] = None,
+    sample: Annotated[Path | None, typer.Option(help="Folder for samples of pictures; none are kept without.")] = None,
     sample_share: Annotated[float, typer.Option(min=0, max=1, help="Share of pictures sampled.")] = 0.01,
     access_log: Annotated[bool, typer.Option(help="A line of JSON for each request on stdout.")] = True,
 ) -> None:
@@ -278,7 +271,9 @@ def report(
 @app.command()
 def compare(
     before: Annotated[str, typer.Argument(metavar="REV1", help="A commit, branch or tag.")],
-    after: Annotated[str, typer.Argument(metavar="REV2", help="Another; the folder as it is by default.")] = "workspace",
+    after: Annotated[
+        str, typer.Argument(metavar="REV2", help="Another; the folder as it is by default.")
+    ] = "workspace",
 ) -> None:
     """Compare two versions of the model on today's test pictures, in the terminal and as a page."""
     import tempfile
@@ -310,11 +305,16 @@ def _show_comparison(found: Comparison, page: Path) -> None:
 
     table = Table("Model", "Accuracy", "95 % interval", "Log loss", box=None, pad_edge=False)
     for name, accuracy, loss in zip(found.names, found.accuracy, found.log_loss, strict=True):
-        table.add_row(name, percent(accuracy.value), f"{percent(accuracy.low)} – {percent(accuracy.high)}", f"{loss:.4f}")
+        table.add_row(
+            name, percent(accuracy.value), f"{percent(accuracy.low)} – {percent(accuracy.high)}", f"{loss:.4f}"
+        )
     console = Console(highlight=False)
     console.print(table)
     console.print(f"\n{found.verdict}", markup=False)
-    for title, moved in ((f"Right only with {found.names[1]}", found.won), (f"Right only with {found.names[0]}", found.lost)):
+    for title, moved in (
+        (f"Right only with {found.names[1]}", found.won),
+        (f"Right only with {found.names[0]}", found.lost),
+    ):
         console.print(f"\n{title}: {len(moved)}", style="bold", markup=False)
         for picture in moved[:LISTED]:
             console.print(f"  {picture.file}  {picture.label}: {picture.before} → {picture.after}", markup=False)
@@ -346,7 +346,9 @@ def doctor() -> None:
         heading = "" if finding.section == section else finding.section
         section = finding.section
         style = "dim" if finding.state == "absent" else ""
-        table.add_row(heading, marks[finding.state], escape(finding.subject), f"[{style or 'default'}]{escape(finding.found)}[/]")
+        table.add_row(
+            heading, marks[finding.state], escape(finding.subject), f"[{style or 'default'}]{escape(finding.found)}[/]"
+        )
         if finding.mend:
             table.add_row("", "", "", f"[bold]mend:[/] {escape(finding.mend)}")
     console.print(table)

@@ -152,7 +152,9 @@ def _run(
 def _checked(rows: Array, dtype: str) -> Array:
     stored = rows.astype(dtype)
     if not np.isfinite(stored).all():
-        raise GraftError(f"activations reach {np.abs(rows).max():.3g}, too large for {dtype}; set features.dtype=float32")
+        raise GraftError(
+            f"activations reach {np.abs(rows).max():.3g}, too large for {dtype}; set features.dtype=float32"
+        )
     return stored
 
 

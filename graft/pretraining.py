@@ -88,9 +88,7 @@ def pretrain(prepared: Path, output: Path, epochs: int, seed: int, command: str)
     model = _trainable(len(batches), epochs)
     backup = keras.callbacks.BackupAndRestore(output / ".pretraining", delete_checkpoint=False)
     report = _EpochReport(batches, epochs)
-    history = model.fit(
-        batches, epochs=epochs, verbose=0, callbacks=[backup, keras.callbacks.TerminateOnNaN(), report]
-    )
+    history = model.fit(batches, epochs=epochs, verbose=0, callbacks=[backup, keras.callbacks.TerminateOnNaN(), report])
     if not np.isfinite(history.history["loss"][-1]):
         raise GraftError(f"the loss became NaN in epoch {len(history.history['loss'])}; nothing was written")
     weights = fold(model)
@@ -123,7 +121,9 @@ def pretrain(prepared: Path, output: Path, epochs: int, seed: int, command: str)
 
 def normalised_convolution(tensor: Any, channels: int, name: str) -> Any:
     """3×3 convolution without bias, batch normalisation, ReLU."""
-    tensor = layers.Conv2D(channels, 3, padding="same", use_bias=False, kernel_initializer="he_normal", name=name)(tensor)
+    tensor = layers.Conv2D(channels, 3, padding="same", use_bias=False, kernel_initializer="he_normal", name=name)(
+        tensor
+    )
     return layers.ReLU(name=f"{name}_relu")(layers.BatchNormalization(name=f"{name}_norm")(tensor))
 
 

@@ -69,9 +69,7 @@ def build(context: Context, access_log: AccessLog) -> ASGIApp:
     router = Router(routes, redirect_slashes=False, lifespan=lifespan)
     door: ASGIApp = _Door(router, context, access_log)
     if security.cors_origins:
-        door = CORSMiddleware(
-            door, security.cors_origins, allow_methods=("GET", "POST"), allow_headers=("*",)
-        )
+        door = CORSMiddleware(door, security.cors_origins, allow_methods=("GET", "POST"), allow_headers=("*",))
     return door
 
 
@@ -155,9 +153,7 @@ class _Door:
             ms=round(seconds * 1000, 3),
         )
 
-    async def _enter(
-        self, scope: Scope, headers: Mapping[bytes, bytes], receive: Receive, send: Send
-    ) -> None:
+    async def _enter(self, scope: Scope, headers: Mapping[bytes, bytes], receive: Receive, send: Send) -> None:
         connection: Connection | None = scope.get("graft.connection")
         if connection is None:
             await self._route(scope, headers, receive, send)
@@ -173,9 +169,7 @@ class _Door:
         finally:
             connection.leave(task)
 
-    async def _route(
-        self, scope: Scope, headers: Mapping[bytes, bytes], receive: Receive, send: Send
-    ) -> None:
+    async def _route(self, scope: Scope, headers: Mapping[bytes, bytes], receive: Receive, send: Send) -> None:
         self._check_host(headers)
         self._check_key(scope["path"], headers)
         target = v2.infer_path(scope["path"]) if scope["method"] == "POST" else None
@@ -249,8 +243,6 @@ def _explain(error: Exception, scope: Scope) -> tuple[int, str, Mapping[str, str
         return error.status, error.message, error.headers
     if isinstance(error, HTTPException):
         path = scope["path"][:80]
-        offered = (
-            f"there is no {path}" if error.status_code == 404 else f"{path} does not take {scope['method']}"
-        )
+        offered = f"there is no {path}" if error.status_code == 404 else f"{path} does not take {scope['method']}"
         return error.status_code, f"{offered}; see /docs", error.headers or {}
     return 500, str(error) if isinstance(error, GraftError) else "the server failed; its log says why", {}

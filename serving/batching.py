@@ -90,9 +90,7 @@ class Batcher:
             if self._rows_waiting + job.rows > self._options.max_queue_size:
                 self._statistics.add_failure("REJECTED", 0)
                 seconds = self._rows_waiting * self._seconds_per_row
-                raise Busy(
-                    f"{self._model.name} has {self._rows_waiting} pictures waiting, try again later", seconds
-                )
+                raise Busy(f"{self._model.name} has {self._rows_waiting} pictures waiting, try again later", seconds)
             self._waiting[job] = None
             self._rows_waiting += job.rows
             self._changed.notify()

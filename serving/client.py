@@ -20,9 +20,7 @@ KEY_VARIABLE = "GRAFT_API_KEY"
 SECONDS = 120
 
 
-def predict_files(
-    url: str, paths: Sequence[Path], top_k: int, model: str | None = None
-) -> Iterator[Prediction]:
+def predict_files(url: str, paths: Sequence[Path], top_k: int, model: str | None = None) -> Iterator[Prediction]:
     """The `top_k` best labels of each picture, in order, from the server at `url`.
 
     Raises:

@@ -87,9 +87,7 @@ def _people() -> Json:
         runs={"type": "integer"},
         heat={"type": "array", "items": {"type": "array", "items": {"type": "number"}}},
     )
-    top_k = _query(
-        "top_k", {"type": "integer", "minimum": 1, "maximum": MOST_TOP_K, "default": DEFAULT_TOP_K}
-    )
+    top_k = _query("top_k", {"type": "integer", "minimum": 1, "maximum": MOST_TOP_K, "default": DEFAULT_TOP_K})
     label = _query("label", {"type": "string"})
     return {
         "/v1/models": _path("get", "The models served", "People", _record(models={"type": "array"})),
@@ -101,9 +99,7 @@ def _people() -> Json:
             _pictures(),
             [top_k],
         ),
-        "/v1/explain": _path(
-            "post", "A heat map of what the model looked at", "People", heat, _pictures(), [label]
-        ),
+        "/v1/explain": _path("post", "A heat map of what the model looked at", "People", heat, _pictures(), [label]),
     }
 
 

@@ -30,11 +30,7 @@ _HEADERS = {
 def routes() -> list[Route]:
     """A route for each file: no path of a request is ever opened."""
     names = {"/": "index.html", "/docs": "docs.html"}
-    names |= {
-        f"{PREFIX}{path.name}": path.name
-        for path in _FOLDER.iterdir()
-        if path.suffix in (".css", ".js", ".svg")
-    }
+    names |= {f"{PREFIX}{path.name}": path.name for path in _FOLDER.iterdir() if path.suffix in (".css", ".js", ".svg")}
     return [_route(path, _FOLDER / name) for path, name in names.items()]
 
 

@@ -137,9 +137,7 @@ class _Endpoints:
         prepare = functools.partial(
             _prepare, size=version.model.image_size[0], max_pixels=self._context.settings.limits.max_pixels
         )
-        pending = [
-            loop.run_in_executor(self._context.decoders, prepare, picture) for picture in upload.pictures
-        ]
+        pending = [loop.run_in_executor(self._context.decoders, prepare, picture) for picture in upload.pictures]
         outcomes = await asyncio.gather(*pending, return_exceptions=True)
         images = []
         for name, outcome in zip(upload.names, outcomes, strict=True):
@@ -168,9 +166,7 @@ def _prepare(picture: bytes, size: int, max_pixels: int) -> Images:
 def best(row: Probabilities, classes: list[str], top_k: int) -> list[dict[str, Any]]:
     """The `top_k` most probable labels of one picture, best first."""
     order = np.argsort(-row, kind="stable")[:top_k]
-    return [
-        {"label": classes[index], "index": int(index), "probability": float(row[index])} for index in order
-    ]
+    return [{"label": classes[index], "index": int(index), "probability": float(row[index])} for index in order]
 
 
 def describe(version: Version) -> dict[str, Any]:

@@ -83,9 +83,7 @@ def _parse_input(inputs: Any, body: bytes, split: int, size: tuple[int, int], mo
         raise BadRequest(f"inputs must be a list of one tensor, {INPUT}")
     tensor = inputs[0]
     if tensor.get("name") != INPUT:
-        raise BadRequest(
-            f"unexpected inference input {_shown(tensor.get('name'))}; the model's only one is {INPUT}"
-        )
+        raise BadRequest(f"unexpected inference input {_shown(tensor.get('name'))}; the model's only one is {INPUT}")
     if tensor.get("datatype") != "UINT8":
         raise BadRequest(f"{INPUT} must be UINT8. Received: {_shown(tensor.get('datatype'))}")
     shape = _parse_shape(tensor.get("shape"), size, most)

@@ -108,9 +108,7 @@ class _Opened:
 class Version:
     """One opened version with its queue, its counts, and the number of requests that use it."""
 
-    def __init__(
-        self, name: str, version: str, opened: _Opened, settings: Settings, recorder: Recorder
-    ) -> None:
+    def __init__(self, name: str, version: str, opened: _Opened, settings: Settings, recorder: Recorder) -> None:
         self.name, self.version = name, version
         self.model, self.fingerprint, self.written = opened.model, opened.fingerprint, opened.written
         self.statistics = Statistics(len(self.model.classes))
@@ -159,13 +157,9 @@ class Repository:
         self._retiring: set[asyncio.Task[None]] = set()
         for source in sources:
             if not _NAME.fullmatch(source.name):
-                raise InputError(
-                    f"a model's name wants letters, digits, dots and dashes. Received: {source.name!r}"
-                )
+                raise InputError(f"a model's name wants letters, digits, dots and dashes. Received: {source.name!r}")
             if source.name in self._entries:
-                raise InputError(
-                    f"two models are named {source.name}; rename one (export.name in params.yaml)"
-                )
+                raise InputError(f"two models are named {source.name}; rename one (export.name in params.yaml)")
             self._entries[source.name] = _Entry(source)
 
     async def start(self) -> None:
@@ -232,9 +226,7 @@ class Repository:
             for version in entry.versions:
                 rows.append({"name": name, "version": version, "state": "READY", "reason": ""})
             if not entry.versions:
-                rows.append(
-                    {"name": name, "version": "", "state": "UNAVAILABLE", "reason": entry.reason or "loading"}
-                )
+                rows.append({"name": name, "version": "", "state": "UNAVAILABLE", "reason": entry.reason or "loading"})
         return rows
 
     async def load(self, name: str) -> bool:
@@ -304,9 +296,7 @@ class Repository:
         except KeyError:
             raise NotFound(f"there is no model {_shown(name)}; served: {', '.join(self._entries)}") from None
 
-    def _open_changed(
-        self, source: Source, held: Mapping[str, object]
-    ) -> tuple[list[str], dict[str, _Opened]]:
+    def _open_changed(self, source: Source, held: Mapping[str, object]) -> tuple[list[str], dict[str, _Opened]]:
         """All versions of `source`, and those opened because they are not `held` as they are now."""
         wanted = source.versions()
         opened = {}

@@ -60,9 +60,7 @@ def _bind(host: str, port: int) -> socket.socket:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
     except OSError as error:
-        raise InputError(
-            f"{host} port {port} cannot be served ({error.strerror}); try another --port"
-        ) from error
+        raise InputError(f"{host} port {port} cannot be served ({error.strerror}); try another --port") from error
     return listener
 
 
@@ -107,9 +105,7 @@ class _Server(uvicorn.Server):
         if self._announce is not None and sockets:
             host, port = sockets[0].getsockname()[:2]
             scheme = "https" if self.config.is_ssl else "http"
-            self._announce(
-                self._context.repository, f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
-            )
+            self._announce(self._context.repository, f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}")
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:

@@ -54,9 +54,7 @@ class Recorder:
         with self._lock:
             documents = {path: traffic.as_json() for path, traffic in self._sums.items()}
             today = _today()
-            self._sums = {
-                path: traffic for path, traffic in self._sums.items() if path.name.startswith(today)
-            }
+            self._sums = {path: traffic for path, traffic in self._sums.items() if path.name.startswith(today)}
         for path, document in documents.items():
             try:
                 path.parent.mkdir(parents=True, exist_ok=True)
@@ -68,18 +66,14 @@ class Recorder:
             except OSError as error:
                 logger.error("the traffic could not be written to %s: %s", path, error)
 
-    def _add(
-        self, folder: Path, classes: Sequence[str], images: Images, probabilities: Probabilities
-    ) -> None:
+    def _add(self, folder: Path, classes: Sequence[str], images: Images, probabilities: Probabilities) -> None:
         path = folder / f"{_today()}.{self._port}.json"
         with self._lock:
             if path not in self._sums:
                 self._sums[path] = _read(path, classes)
             self._sums[path].add(images, probabilities)
 
-    def _sample(
-        self, folder: Path, classes: Sequence[str], images: Images, probabilities: Probabilities
-    ) -> None:
+    def _sample(self, folder: Path, classes: Sequence[str], images: Images, probabilities: Probabilities) -> None:
         for pixels, row in zip(images, probabilities, strict=True):
             if random.random() >= self._options.sample_share:  # noqa: S311 - a share, no secret
                 continue

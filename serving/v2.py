@@ -65,17 +65,13 @@ async def infer(
     with context.repository.get(*target).lease() as version:
         model, statistics = version.model, version.statistics
         try:
-            request = parse_infer(
-                body, headers.get(_HEADER_LENGTH), model.image_size, version.batcher.max_batch_size
-            )
+            request = parse_infer(body, headers.get(_HEADER_LENGTH), model.image_size, version.batcher.max_batch_size)
         except RequestError:
             statistics.add_failure("OTHER", time.perf_counter_ns() - started)
             raise
         result = await version.batcher.submit(request.images, request.seconds)
         computed = time.perf_counter_ns()
-        data, json_length = encode_infer(
-            request, result.probabilities, version.name, version.version, model.classes
-        )
+        data, json_length = encode_infer(request, result.probabilities, version.name, version.version, model.classes)
         now = time.perf_counter_ns()
         statistics.add_success(now - started, now - computed, result.batch)
     head = [(b"content-length", str(len(data)).encode())]
@@ -160,9 +156,7 @@ class _Endpoints:
                 "input": [{"name": INPUT, "data_type": "TYPE_UINT8", "dims": [*model.image_size, 3]}],
                 "output": [{"name": OUTPUT, "data_type": "TYPE_FP32", "dims": [len(model.classes)]}],
                 "dynamic_batching": {"max_queue_delay_microseconds": round(batching.max_queue_delay * 1e6)},
-                "instance_group": [
-                    {"count": 1, "kind": "KIND_GPU" if model.provider == "cuda" else "KIND_CPU"}
-                ],
+                "instance_group": [{"count": 1, "kind": "KIND_GPU" if model.provider == "cuda" else "KIND_CPU"}],
                 "parameters": {"provider": {"string_value": model.provider}},
             }
         )
@@ -187,9 +181,7 @@ class _Endpoints:
         self._check_control()
         parameters = (await self._document(request)).get("parameters") or {}
         if parameters:
-            raise BadRequest(
-                "a model is loaded as its source holds it; config and files are not taken from requests"
-            )
+            raise BadRequest("a model is loaded as its source holds it; config and files are not taken from requests")
         try:
             changed = await self._repository.load(request.path_params["model"])
         except GraftError as error:

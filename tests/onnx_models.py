@@ -50,9 +50,7 @@ def colour_model(
     for index in range(work):
         channels = 3 if index == 0 else 32
         constants[f"kernel{index}"] = np.full((32, channels, 3, 3), 1e-3, np.float32)
-        nodes.append(
-            helper.make_node("Conv", [f"x{index}", f"kernel{index}"], [f"x{index + 1}"], pads=[1, 1, 1, 1])
-        )
+        nodes.append(helper.make_node("Conv", [f"x{index}", f"kernel{index}"], [f"x{index + 1}"], pads=[1, 1, 1, 1]))
     if work:
         constants["some"] = np.array([0], np.int64)
         constants["next"] = np.array([3], np.int64)

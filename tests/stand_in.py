@@ -23,20 +23,14 @@ def digits() -> tuple[np.ndarray, np.ndarray]:
     """1,797 grey digits as N×32×32×3 uint8, and their labels."""
     bunch = load_digits()
     grey = np.rint(bunch.images * 255 / 16).astype(np.uint8)
-    return np.repeat(np.kron(grey, np.ones((1, 4, 4), np.uint8))[..., None], 3, axis=3), bunch.target.astype(
-        np.int64
-    )
+    return np.repeat(np.kron(grey, np.ones((1, 4, 4), np.uint8))[..., None], 3, axis=3), bunch.target.astype(np.int64)
 
 
-def write_prepared(
-    folder: Path, splits: dict[str, tuple[np.ndarray, np.ndarray]], classes: list[str]
-) -> None:
+def write_prepared(folder: Path, splits: dict[str, tuple[np.ndarray, np.ndarray]], classes: list[str]) -> None:
     summary = {}
     for name, (images, labels) in splits.items():
         for part, rows in (("images", images), ("labels", labels)):
-            with ShardWriter(
-                folder, f"{name}.{part}", rows.shape[1:], rows.dtype, rows_per_shard=500
-            ) as writer:
+            with ShardWriter(folder, f"{name}.{part}", rows.shape[1:], rows.dtype, rows_per_shard=500) as writer:
                 writer.append(rows)
         names = [f"{name}/{classes[label]}/{row:04d}.png" for row, label in enumerate(labels)]
         (folder / f"{name}.names.txt").write_text("".join(f"{line}\n" for line in names), encoding="utf-8")
@@ -103,9 +97,7 @@ def write_project(root: Path) -> None:
     splits = {name: (images[rows], labels[rows]) for name, rows in parts.items()}
     classes = [str(digit) for digit in range(10)]
     write_prepared(root / "data/prepared", splits, classes)
-    pooled = {
-        name: rows[0].mean(axis=3)[:, ::4, ::4].reshape(len(rows[0]), -1) for name, rows in splits.items()
-    }
+    pooled = {name: rows[0].mean(axis=3)[:, ::4, ::4].reshape(len(rows[0]), -1) for name, rows in splits.items()}
     for name, rows in pooled.items():
         with ShardWriter(root / "data/features", f"{name}.features", rows.shape[1:], np.float16) as writer:
             writer.append(rows)

@@ -101,8 +101,8 @@ def assign_splits(source: Source, data: params.Data, seed: int) -> dict[str, lis
         test, rest = (given.get("test", []), rest) if has_test else _draw(rest, data.test_fraction)
         if data.limit_per_class is not None:
             rest = rest[: data.limit_per_class]
-        validation, train = (given.get("validation", []), rest) if has_validation else _draw(
-            rest, data.validation_fraction
+        validation, train = (
+            (given.get("validation", []), rest) if has_validation else _draw(rest, data.validation_fraction)
         )
         if not (test and validation and train):
             raise InputError(
@@ -177,9 +177,7 @@ def _duplicate(pixels: Pixels, split: str, name: str, findings: Findings) -> boo
     first_split, first_name = findings.seen.setdefault(digest, (split, name))
     if first_split == split:
         return False
-    findings.duplicates.append(
-        {"kept": first_name, "kept_split": first_split, "removed": name, "removed_split": split}
-    )
+    findings.duplicates.append({"kept": first_name, "kept_split": first_split, "removed": name, "removed_split": split})
     return True
 
 
@@ -195,7 +193,7 @@ def _check_findings(source: Source, summaries: dict[str, Any], findings: Finding
         empty = [name for name, n in zip(source.classes, summary["per_class"], strict=True) if n == 0]
         if empty:
             raise InputError(
-                f"class {empty[0]} has no readable picture of its own left for {split}; add pictures or remove the class"
+                f"class {empty[0]} has no readable picture left for {split}; add pictures or remove the class"
             )
 
 

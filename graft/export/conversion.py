@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import logging
 import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
 import onnx
+import onnxruntime
 import tf2onnx
 from keras import layers
 from onnx import TensorProto, helper, numpy_helper
@@ -46,15 +48,16 @@ def convert(model: keras.Model, outputs: tuple[str, ...], resize: bool = False) 
     """
     proto = _from_keras(model)
     _check_operators(proto)
-    proto.producer_name, proto.producer_version, proto.doc_string = "graft", "", ""
-    proto.graph.name = model.name
     for value, name in zip(proto.graph.output, outputs, strict=True):
         graphs.rename(proto, value.name, name)
     for value in (*proto.graph.input, *proto.graph.output):
         value.type.tensor_type.shape.dim[0].dim_param = "batch"
     _fix_shapes(proto)
+    proto = _simplify(proto)
     if resize:
         _prepend_resize(proto, model.input_shape[1])
+    proto.producer_name, proto.producer_version, proto.doc_string = "graft", "", ""
+    proto.graph.name = model.name
     graphs.canonicalise(proto)
     onnx.checker.check_model(proto, full_check=True)
     return proto
@@ -69,7 +72,8 @@ def _from_keras(model: keras.Model) -> onnx.ModelProto:
     level = os.environ.get("TF_CPP_MIN_LOG_LEVEL")
     signature = [tf.TensorSpec((None, *model.input_shape[1:]), tf.uint8, name=INPUT)]
     try:
-        proto, _ = tf2onnx.convert.from_keras(model, input_signature=signature, opset=OPSET)
+        # Its own optimisers copy the whole graph, weights and all, again and again (ResNet50: 9 GB): see `_simplify`.
+        proto, _ = tf2onnx.convert.from_keras(model, input_signature=signature, opset=OPSET, optimizers={})
     except Exception as error:  # tf2onnx raises many kinds, with the operator's name in the text
         reason = " ".join(str(error).split())[:300]
         raise GraftError(f"the network does not convert to ONNX ({reason}); choose another backbone.layer") from error
@@ -95,7 +99,8 @@ def _fix_shapes(proto: onnx.ModelProto) -> None:
 
     The little integer graphs that Keras' flattening leaves run on the CPU: they would split a graph on a GPU.
     """
-    known = {value.name: value.type.tensor_type.shape for value in (*proto.graph.value_info, *proto.graph.output)}
+    inferred = onnx.shape_inference.infer_shapes(proto, data_prop=True).graph
+    known = {value.name: value.type.tensor_type.shape for value in (*inferred.value_info, *inferred.output)}
     constants = {tensor.name for tensor in proto.graph.initializer}
     for node in proto.graph.node:
         if node.op_type != "Reshape" or node.input[1] in constants or node.output[0] not in known:
@@ -105,6 +110,25 @@ def _fix_shapes(proto: onnx.ModelProto) -> None:
             name = f"{node.name}/shape"
             proto.graph.initializer.append(numpy_helper.from_array(np.array([-1, *sizes[1:]], np.int64), name))
             node.input[1] = name
+
+
+def _simplify(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """Constants folded, transposes cancelled, normalisation and padding drawn into convolutions, by ONNX Runtime.
+
+    Its basic level writes standard operators only and does not depend on the processor.
+    """
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    with tempfile.TemporaryDirectory(prefix="graft-") as scratch:
+        options.optimized_model_filepath = str(Path(scratch) / "simple.onnx")
+        onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        simple = onnx.load(options.optimized_model_filepath)
+    _check_operators(simple)
+    # It lists every domain it knows.
+    del simple.opset_import[:]
+    simple.opset_import.append(helper.make_opsetid("", OPSET))
+    return simple
 
 
 def _prepend_resize(proto: onnx.ModelProto, size: int) -> None:

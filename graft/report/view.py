@@ -63,7 +63,7 @@ def short(file: str) -> str:
 
 def p_value(value: float) -> str:
     """`p = 0.013`, or a bound where more digits mean nothing."""
-    return "p < 0.001" if value < 0.001 else f"p = {value:.3f}"
+    return f"p{GAP}<{GAP}0.001" if value < 0.001 else f"p{GAP}={GAP}{value:.3f}"
 
 
 def headline(record: Mapping[str, Any]) -> Headline:
@@ -87,6 +87,8 @@ def headline(record: Mapping[str, Any]) -> Headline:
 
 def _finetuning(frozen: Mapping[str, Any]) -> str:
     share = frozen["against"]["difference"]
+    if share == 0:
+        return "Fine-tuning changed none of it."
     if share < 0:
         return f"Fine-tuning took {points(-share)} away: the frozen head alone has {percent(frozen['value'])}."
     return f"Fine-tuning accounts for {points(share)} of it."

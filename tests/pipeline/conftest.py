@@ -13,8 +13,12 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
+
+from flows import events
+from flows.link import Request, spawn
 
 ROOT = Path(__file__).parents[2]
 REPOSITORIES = ROOT / "tests" / "repositories"
@@ -56,6 +60,30 @@ class Repository:
         done = subprocess.run(arguments, cwd=self.root, env=self.environment, text=True, capture_output=True)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
+
+    def work(self) -> None:
+        """Bring the repository up to date by a real worker, without Prefect: this plays the flow's part."""
+        with mock.patch.dict(os.environ, self.environment):
+            link, process = spawn("flows.worker", Request(os.fspath(self.root)), subprocess.DEVNULL)
+        link.send(events.Joined(flow_run=""))
+        left: list[dict[str, Any]] = []
+        done: set[str] = set()
+        count = 0
+        for event in link.received():
+            if isinstance(event, events.Planned):
+                left, count = list(event.stages), len(event.stages)
+            elif isinstance(event, events.Finished):
+                done.add(event.stage)
+            elif isinstance(event, events.Reported):
+                break
+            assert not isinstance(event, events.Failed | events.Aborted), event
+            for stage in [stage for stage in left if done.issuperset(stage["needs"])]:
+                left.remove(stage)
+                link.send(events.Ask(stage["name"], 1))
+            if isinstance(event, events.Finished) and len(done) == count:
+                link.send(events.Ended())
+        link.close()
+        assert process.wait(60) == 0
 
     def lock(self) -> dict[str, Any]:
         """Every dvc.lock of the repository, parsed, by folder."""

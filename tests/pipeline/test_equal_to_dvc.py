@@ -12,13 +12,13 @@ ALWAYS = {"odd": {"clock", "hello"}}
 @pytest.mark.parametrize("name", REPOSITORIES)
 def test_a_run_equals_dvc_repro_in_process_and_isolated(repository, name):
     by_dvc = repository(name, "dvc")
-    by_dvc.dvc("repro", "--all-pipelines")
+    by_dvc.dvc("repro")
     for mode in ([], ["--isolate"]):
         by_graft = repository(name, "-".join(["graft", *mode]))
         out = by_graft.graft("run", *mode)
         assert set(by_graft.states(out).values()) == {"Ran"}
         assert by_graft.lock() == by_dvc.lock()
-        again = by_graft.dvc("repro", "--all-pipelines")
+        again = by_graft.dvc("repro")
         rerun = {line.split("'")[1] for line in again.splitlines() if line.startswith("Running stage")}
         assert rerun == ALWAYS.get(name, set())
 
@@ -26,7 +26,7 @@ def test_a_run_equals_dvc_repro_in_process_and_isolated(repository, name):
 @pytest.mark.parametrize("name", REPOSITORIES)
 def test_after_dvc_repro_there_is_nothing_to_do(repository, name):
     made = repository(name)
-    made.dvc("repro", "--all-pipelines")
+    made.dvc("repro")
     states = made.states(made.graft("run"))
     assert {stage for stage, state in states.items() if state != "Unchanged"} == ALWAYS.get(name, set())
 
@@ -58,3 +58,16 @@ def test_status_says_what_would_run_and_why(repository):
     out = made.graft("status")
     assert "head.learning_rate changed: 1e-5 → 3e-5" in out
     assert "train may change what it reads" in out
+
+
+def test_a_run_takes_the_folders_own_dvc_yaml_and_what_it_needs(repository):
+    made = repository("folders")
+    made.write("elsewhere/dvc.yaml", "stages: {never: {cmd: 'false'}}")
+    assert set(made.states(made.graft("run", "clean/dvc.yaml"))) == {
+        "fetch",
+        "clean/dvc.yaml:even",
+        "clean/dvc.yaml:odd",
+    }
+    assert set(made.states(made.graft("run"))) == {
+        *("fetch", "clean/dvc.yaml:even", "clean/dvc.yaml:odd", "model/dvc.yaml:fit", "report"),
+    }

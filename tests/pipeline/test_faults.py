@@ -39,9 +39,7 @@ def test_an_error_that_a_person_can_mend_is_one_sentence_and_its_exit_code(repos
     made = repository("chain")
     raising = "from graft.errors import InputError\n\nif __name__ == '__main__':\n    "
     if mode:  # a process says its sentence on stderr and ends with the code
-        raising += (
-            "raise SystemExit(print('rows must be even. Received: 3', file=__import__('sys').stderr) or 2)\n"
-        )
+        raising += "raise SystemExit(print('rows must be even. Received: 3', file=__import__('sys').stderr) or 2)\n"
     else:
         raising += "raise InputError('rows must be even. Received: 3')\n"
     made.write("work/prepare.py", raising)
@@ -52,9 +50,7 @@ def test_an_error_that_a_person_can_mend_is_one_sentence_and_its_exit_code(repos
 
 def test_a_full_disk_under_the_cache(repository, small_disk):
     made = repository("chain")
-    made.edit(
-        "work/extract.py", 'burn.ran("end extract")', 'Path("features/big").write_bytes(bytes(3 << 20))'
-    )
+    made.edit("work/extract.py", 'burn.ran("end extract")', 'Path("features/big").write_bytes(bytes(3 << 20))')
     made.dvc("cache", "dir", str(small_disk))
     out = made.graft("run", code=1)
     assert "no space is left on the device" in out
@@ -104,9 +100,7 @@ def test_a_lock_file_with_merge_conflict_marks(repository):
     lock = made.root / "dvc.lock"
     good = lock.read_text()
     lines = good.splitlines()
-    torn = "\n".join(
-        [*lines[:4], "<<<<<<< HEAD", *lines[4:8], "=======", *lines[4:8], ">>>>>>> other", *lines[8:]]
-    )
+    torn = "\n".join([*lines[:4], "<<<<<<< HEAD", *lines[4:8], "=======", *lines[4:8], ">>>>>>> other", *lines[8:]])
     lock.write_text(torn)
     for command in ("run", "status"):
         out = made.graft(command, code=2)

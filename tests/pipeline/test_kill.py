@@ -36,7 +36,8 @@ def test_kill_at_thirty_points_loses_nothing(repository):
         finished = set(made.lock().get("dvc.lock", {}).get("stages", {}))
         killed_while.add(len(finished))
         already = made.ran()
-        made.graft("run")
+        # Every tenth time the whole command goes on; else its worker alone, to spare Prefect's start.
+        made.graft("run") if point % 10 == 0 else made.work()
         again = {line.split()[1] for line in made.ran()[len(already) :]}
         assert not again & finished, f"point {point}: {again & finished} done again"
         assert made.lock() == wanted, f"point {point}"

@@ -23,9 +23,7 @@ def test_a_long_lived_process_never_runs_code_older_than_the_files(repository, m
     made = repository("chain")
     made.write("work/constant.py", "VALUE = 1\n")
     rewrite = 'Path("work/constant.py").write_text("VALUE = 22\\n")'
-    made.edit(
-        "work/prepare.py", 'burn.ran("end', f'from work import constant\n    {rewrite}\n    burn.ran("end'
-    )
+    made.edit("work/prepare.py", 'burn.ran("end', f'from work import constant\n    {rewrite}\n    burn.ran("end')
     check = "from work import constant\n    assert constant.VALUE == 22"
     made.edit("work/extract.py", 'burn.ran("end extract")', check)
     made.graft("run")

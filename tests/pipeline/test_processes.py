@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
 
 import psutil
@@ -89,9 +91,7 @@ def _works_in(process: psutil.Process, root: os.PathLike[str]) -> bool:
 
 
 def test_the_second_run_waits_says_for_whom_and_finds_nothing_to_do(empty):
-    write_stages(
-        empty, slow=stage("touch began; while [ ! -e go ]; do :; done; echo 1 > out.txt", outs=["out.txt"])
-    )
+    write_stages(empty, slow=stage("touch began; while [ ! -e go ]; do :; done; echo 1 > out.txt", outs=["out.txt"]))
     first = empty.start("run")
     wait_for(lambda: (empty.root / "began").exists(), first)
     refused = empty.graft("run", "--no-wait", code=1)
@@ -139,3 +139,15 @@ def test_a_branch_that_fails_does_not_take_the_other_with_it(empty, api):
 def test_a_wrong_meta_is_refused_with_a_sentence(empty):
     write_stages(empty, odd=stage("true", meta={"timeout": "soon"}))
     assert "meta.timeout must be a number" in empty.graft("run", code=2)
+
+
+def test_no_telemetry_leaves_the_machine_unless_the_user_asks():
+    names = ["DO_NOT_TRACK", "DVC_NO_ANALYTICS", "PREFECT_SERVER_ANALYTICS_ENABLED"]
+    show = f"import flows, os; print([os.environ[name] for name in {names}])"
+    clean = {name: value for name, value in os.environ.items() if name not in names}
+    asked = {**clean, "PREFECT_SERVER_ANALYTICS_ENABLED": "true"}
+    found = [
+        subprocess.run([sys.executable, "-c", show], env=env, text=True, capture_output=True, check=True).stdout.strip()
+        for env in (clean, asked)
+    ]
+    assert found == ["['1', '1', 'false']", "['1', '1', 'true']"]

@@ -121,9 +121,7 @@ def test_random_and_truncated_bodies(target: Server) -> None:
         (b"", {}, 400),
     ],
 )
-def test_broken_packing_and_lying_sizes(
-    target: Server, body: bytes, headers: dict[str, str], status: int
-) -> None:
+def test_broken_packing_and_lying_sizes(target: Server, body: bytes, headers: dict[str, str], status: int) -> None:
     found, document, _ = target.ask("POST", INFER, body, {k: v.encode("latin-1") for k, v in headers.items()})  # type: ignore[misc]
     assert found == status, document
     assert set(document) == {"error"}
@@ -179,9 +177,7 @@ def test_a_picture_of_too_many_pixels_is_refused_before_it_is_decoded(target: Se
     assert "pixels" in document["error"]
 
 
-@pytest.mark.parametrize(
-    "name", ["../../etc/passwd", "%2e%2e%2fetc", "\x00", "a" * 5000, "colours/../colours", "é"]
-)
+@pytest.mark.parametrize("name", ["../../etc/passwd", "%2e%2e%2fetc", "\x00", "a" * 5000, "colours/../colours", "é"])
 def test_no_name_leads_out_of_the_repository(target: Server, name: str) -> None:
     for path in (
         f"/v2/models/{quote(name)}/infer",
@@ -234,9 +230,7 @@ def test_clients_that_drop_the_connection_leave_nothing_behind(target: Server) -
             with socket.create_connection(target.address, timeout=20) as connection:
                 connection.sendall(whole[: rng.randrange(1, len(whole) + 1)])
                 if rng.random() < 0.5:  # a reset instead of a farewell
-                    connection.setsockopt(
-                        socket.SOL_SOCKET, socket.SO_LINGER, bytes([1, 0, 0, 0, 0, 0, 0, 0])
-                    )
+                    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, bytes([1, 0, 0, 0, 0, 0, 0, 0]))
 
     threads = [threading.Thread(target=drop) for _ in range(4)]
     for thread in threads:

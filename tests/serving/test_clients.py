@@ -20,9 +20,7 @@ def client_python() -> Path:
     """The interpreter of the clients' environment."""
     found = Path(os.environ.get("GRAFT_CLIENTS_PYTHON", ROOT / ".venv-clients" / "bin" / "python"))
     if not found.is_file():
-        pytest.skip(
-            f"SKIPPED ALOUD: no {found.parent.parent.name}, run `make test`; real clients were not tested"
-        )
+        pytest.skip(f"SKIPPED ALOUD: no {found.parent.parent.name}, run `make test`; real clients were not tested")
     return found
 
 

@@ -169,9 +169,7 @@ def test_it_fits_a_phone(page: webdriver.Chrome, half_blue: Path) -> None:
         wait(page, lambda: "with-heat" in page.find_element(By.ID, "frame").get_attribute("class"))
         assert page.execute_script("return document.documentElement.scrollWidth") <= 360
         small = [
-            bar.size["height"]
-            for bar in page.find_elements(By.CSS_SELECTOR, "#bars button")
-            if bar.size["height"] < 44
+            bar.size["height"] for bar in page.find_elements(By.CSS_SELECTOR, "#bars button") if bar.size["height"] < 44
         ]
         assert not small
     finally:
@@ -205,9 +203,7 @@ def test_nothing_comes_from_elsewhere_and_nothing_complains(
     assert [entry for entry in page.get_log("browser") if "400" not in entry["message"]] == []
 
 
-def test_a_key_is_asked_for_where_one_is_wanted(
-    browser: webdriver.Chrome, model_file: Path, tmp_path: Path
-) -> None:
+def test_a_key_is_asked_for_where_one_is_wanted(browser: webdriver.Chrome, model_file: Path, tmp_path: Path) -> None:
     keys = tmp_path / "keys"
     keys.write_text("open-sesame\n")
     with serving("--model", model_file, "--api-keys", keys, "--drain", "0") as guarded:

@@ -6,6 +6,7 @@ import base64
 import http.client
 import io
 import json
+import re
 import shutil
 import signal
 import ssl
@@ -146,9 +147,7 @@ def test_what_is_served_is_what_the_file_says(server: Server, model_file: Path, 
     ]
     here, there = [json.loads(output)["predictions"] for output in outputs]
     assert [row["label"] for row in here] == [row["label"] for row in there]
-    assert [row["probability"] for row in here] == pytest.approx(
-        [row["probability"] for row in there], abs=1e-6
-    )
+    assert [row["probability"] for row in here] == pytest.approx([row["probability"] for row in there], abs=1e-6)
 
 
 def run_graft(*arguments: str | Path, code: int = 0) -> str:
@@ -158,9 +157,7 @@ def run_graft(*arguments: str | Path, code: int = 0) -> str:
     return done.stdout if code == 0 else done.stderr
 
 
-def test_mistakes_on_the_command_line_are_one_sentence(
-    server: Server, model_file: Path, tmp_path: Path
-) -> None:
+def test_mistakes_on_the_command_line_are_one_sentence(server: Server, model_file: Path, tmp_path: Path) -> None:
     text = tmp_path / "notes.txt"
     text.write_text("no picture")
     for arguments, code, words in (
@@ -190,9 +187,7 @@ def test_a_heat_map_shows_where_the_colour_is(server: Server) -> None:
     assert document["label"] == "red"
     assert heat.max() == 1
     assert heat[:half, :half].mean() > 10 * heat[half:, half:].mean()
-    status, document, _ = server.ask(
-        "POST", "/v1/explain?label=blue", out.getvalue(), {"content-type": "image/png"}
-    )
+    status, document, _ = server.ask("POST", "/v1/explain?label=blue", out.getvalue(), {"content-type": "image/png"})
     assert (status, document["label"]) == (200, "blue")
 
 
@@ -201,9 +196,7 @@ def test_the_model_is_described_with_its_provider(server: Server) -> None:
     assert model["metrics"] == {"validation_accuracy": 0.987}
     assert model["provider"] in ("cpu", "cuda")
     assert server.get("/v2/models/colours")["parameters"]["provider"] == model["provider"]
-    assert (
-        server.get("/v2/models/colours/config")["parameters"]["provider"]["string_value"] == model["provider"]
-    )
+    assert server.get("/v2/models/colours/config")["parameters"]["provider"]["string_value"] == model["provider"]
     assert server.get("/openapi.json")["openapi"].startswith("3.1")
 
 
@@ -232,23 +225,15 @@ def test_metrics_have_the_names_that_dashboards_read(model_file: Path) -> None:
     }
     model = (("model", "colours"), ("version", "1"))
     assert samples["nv_inference_request_success", model] == 2
-    assert (
-        samples["nv_inference_request_failure", (("model", "colours"), ("reason", "OTHER"), ("version", "1"))]
-        == 1
-    )
+    assert samples["nv_inference_request_failure", (("model", "colours"), ("reason", "OTHER"), ("version", "1"))] == 1
     assert samples["nv_inference_count", model] == 4
     assert samples["nv_inference_exec_count", model] == 2
     assert samples["nv_inference_pending_request_count", model] == 0
     for part in ("request", "queue", "compute_input", "compute_infer", "compute_output"):
         assert samples[f"nv_inference_{part}_duration_us", model] >= 0
-    assert (
-        samples["nv_inference_request_duration_us", model]
-        > samples["nv_inference_compute_infer_duration_us", model]
-    )
+    assert samples["nv_inference_request_duration_us", model] > samples["nv_inference_compute_infer_duration_us", model]
     by_class = {
-        dict(labels_)["class"]: value
-        for (name, labels_), value in samples.items()
-        if name == "graft_predictions_total"
+        dict(labels_)["class"]: value for (name, labels_), value in samples.items() if name == "graft_predictions_total"
     }
     assert by_class == {"red": 1, "green": 1, "blue": 2}
     assert samples["graft_confidence_count", model] == 4
@@ -489,9 +474,7 @@ def test_tls_by_flags(model_file: Path, tmp_path: Path) -> None:
     ]
     command += ["-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1"]
     subprocess.run([*command, "-keyout", key, "-out", certificate], check=True, capture_output=True)
-    with serving(
-        "--model", model_file, "--tls-certificate", certificate, "--tls-key", key, "--drain", "0"
-    ) as server:
+    with serving("--model", model_file, "--tls-certificate", certificate, "--tls-key", key, "--drain", "0") as server:
         assert server.url.startswith("https://")
         trusted = ssl.create_default_context(cafile=str(certificate))
         ready = f"{server.url}/v2/health/ready"
@@ -524,3 +507,14 @@ def test_nothing_of_the_pipeline_is_imported(model_file: Path, tmp_path: Path) -
     with serving("--model", model_file, "--drain", "0", environment={"PYTHONPATH": str(tmp_path)}) as server:
         assert server.ask("POST", "/v1/classify", *form(("a.png", picture(RED))))[0] == 200
         assert server.ask("GET", "/metrics")[0] == 200
+
+
+def test_the_dashboard_asks_only_for_metrics_that_exist(server: Server) -> None:
+    dashboard = json.loads((ROOT / "docs" / "grafana-dashboard.json").read_text(encoding="utf-8"))
+    asked = " ".join(target["expr"] for panel in dashboard["panels"] for target in panel["targets"])
+    server.get("/v2")  # a status is counted from its first answer on
+    wanted = set(re.findall(r"\b(?:nv_inference|graft|process)_\w+", asked))
+    text = server.ask("GET", "/metrics")[1]
+    offered = {sample.name for family in text_string_to_metric_families(text) for sample in family.samples}
+    assert len(wanted) > 10
+    assert wanted <= offered

@@ -18,6 +18,7 @@ TINY = (
     "data.source=folder",
     "data.test_fraction=0.2",
     "features.batch_size=8",
+    "features.views=1",
     "head.hidden=[16]",
     "head.epochs=12",
     "head.batch_size=8",

@@ -31,9 +31,7 @@ def test_a_model_says_what_it_is_and_predicts(model_path: Path) -> None:
 
 def test_auto_names_the_provider_in_use(model_path: Path) -> None:
     in_use = open_model(model_path).session.get_providers()[0]
-    assert {"cuda": "CUDAExecutionProvider", "cpu": "CPUExecutionProvider"}[
-        open_model(model_path).provider
-    ] == in_use
+    assert {"cuda": "CUDAExecutionProvider", "cpu": "CPUExecutionProvider"}[open_model(model_path).provider] == in_use
 
 
 def test_cuda_without_a_gpu_is_an_error(model_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -43,9 +41,7 @@ def test_cuda_without_a_gpu_is_an_error(model_path: Path, monkeypatch: pytest.Mo
     assert open_model(model_path, "auto").provider == "cpu"
 
 
-def test_a_session_that_fell_back_unseen_is_refused(
-    model_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_session_that_fell_back_unseen_is_refused(model_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if providers.count_gpus():
         pytest.skip("CUDA would really come up here")
     monkeypatch.setattr(providers, "count_gpus", lambda: 1)

@@ -46,7 +46,7 @@ def dvc(root: Path, *arguments: str) -> Any:
 def test_dvc_draws_every_plot_with_its_templates(repository: Path) -> None:
     drawn = dvc(repository, "plots", "show", "--json")
     assert drawn.get("errors", []) == []
-    plots = drawn["data"] if "data" in drawn else drawn
+    plots = drawn.get("data", drawn)
     wanted = {"Confusion", "Head, accuracy", "Fine-tuning, accuracy", "Head, loss", "Calibration", "ROC"}
     assert wanted <= set(plots)
     # A filled template holds its data as rows; 397 test pictures are 397 rows of the confusion matrix.

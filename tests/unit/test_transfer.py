@@ -246,7 +246,9 @@ def test_weights_that_end_before_the_cut_name_the_missing_layers(tiny: params.Pa
 def test_weights_of_another_width_name_layer_and_shapes(tiny: params.Params, tmp_path: Path) -> None:
     wide = backbones.build(tiny.backbone.model_copy(update={"width": 0.25}), 32)
     wide.save(tmp_path / "wide.keras")
-    with pytest.raises(InputError, match=r"do not fit layer block1_conv1: .*\(3, 3, 3, 8\).*Received: .*\(3, 3, 3, 16\)"):
+    with pytest.raises(
+        InputError, match=r"do not fit layer block1_conv1: .*\(3, 3, 3, 8\).*Received: .*\(3, 3, 3, 16\)"
+    ):
         weights.load(
             backbones.build(tiny.backbone, 32),
             tiny.backbone.model_copy(update={"weights": str(tmp_path / "wide.keras")}),
@@ -258,7 +260,5 @@ def test_a_damaged_weights_file_is_one_sentence(tiny: params.Params, tmp_path: P
     path = tmp_path / f"broken{suffix}"
     path.write_bytes(b"nothing of the sort")
     with pytest.raises(InputError, match=r"cannot be read|weights are read from") as caught:
-        weights.load(
-            backbones.build(tiny.backbone, 32), tiny.backbone.model_copy(update={"weights": str(path)})
-        )
+        weights.load(backbones.build(tiny.backbone, 32), tiny.backbone.model_copy(update={"weights": str(path)}))
     assert "\n" not in str(caught.value)

@@ -35,11 +35,7 @@ async def main():
     assert answers[0].argmax(1).tolist() == [0, 2]
     assert all(np.allclose(answer, answers[0]) for answer in answers)
     print("infer, binary and JSON")
-    raw = {
-        "inputs": [
-            {"name": "image", "shape": [1, 32, 32, 3], "datatype": "UINT8", "data": IMAGES[:1].tolist()}
-        ]
-    }
+    raw = {"inputs": [{"name": "image", "shape": [1, 32, 32, 3], "datatype": "UINT8", "data": IMAGES[:1].tolist()}]}
     response = await client.infer(url, raw, MODEL)
     assert response.outputs[0].shape == [1, 3]
     print("a plain document")

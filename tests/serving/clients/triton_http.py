@@ -8,9 +8,7 @@ from tritonclient.utils import InferenceServerException
 
 address, MODEL = sys.argv[1:3]
 client = triton.InferenceServerClient(address, concurrency=4)
-IMAGES = np.stack(
-    [np.full((32, 32, 3), colour, np.uint8) for colour in ((250, 0, 0), (0, 250, 0), (0, 0, 250))]
-)
+IMAGES = np.stack([np.full((32, 32, 3), colour, np.uint8) for colour in ((250, 0, 0), (0, 250, 0), (0, 0, 250))])
 
 
 def request(images=IMAGES, binary=True):
@@ -50,9 +48,7 @@ def check_binary_and_json_agree():
 def check_compressed_requests():
     plain = client.infer(MODEL, request()).as_numpy("probabilities")
     for way in ("gzip", "deflate"):
-        result = client.infer(
-            MODEL, request(), request_compression_algorithm=way, response_compression_algorithm=way
-        )
+        result = client.infer(MODEL, request(), request_compression_algorithm=way, response_compression_algorithm=way)
         assert (result.as_numpy("probabilities") == plain).all()
 
 
