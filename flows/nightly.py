@@ -45,12 +45,15 @@ def _idle(root: Path, force: bool) -> tuple[str, str] | None:
     """The outcome where there is nothing to do; None leaves everything else to the flow, errors too."""
     settings = params.load(root / params.FILE)
     store = Store(root, settings.retrain.git_remote, settings.retrain.branch)
-    with contextlib.suppress(GraftError), store.locked():
-        store.fetch()
-        promotion.settle(store, ())
+    with contextlib.suppress(GraftError), store.locked(print, "retrain"):
+        with store.locked():
+            store.fetch()
+            promotion.settle(store, ())
         found = look(store, settings, force)
-        if not found.something and not found.drift:
+        if not found.something and not (found.drift and found.drift.alarms):
             return UNCHANGED, found.why
+    if settings.retrain.require_approval and not _server_is_up(root):
+        raise GraftError("retrain.require_approval wants a Prefect page to approve on; start one with `graft up`")
     return None
 
 
@@ -61,8 +64,7 @@ def serve(root: Path, *, cron: str | None, interval: float | None, timezone: str
         GraftError: no Prefect server is up.
     """
     _quiet()
-    find_server(root)
-    if not os.environ.get("PREFECT_API_URL") and not observer.configured():
+    if not _server_is_up(root):
         raise GraftError("a schedule needs a Prefect server; start one with `graft up`, in another terminal")
     from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLimitStrategy
     from prefect.schedules import Cron, Interval
@@ -102,6 +104,11 @@ def start_server(root: Path, port: int) -> None:
         os.dup2(nothing.fileno(), 1)
     command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
     os.execve(sys.executable, command, {**os.environ, "PREFECT_LOGGING_LEVEL": "WARNING"})  # noqa: S606
+
+
+def _server_is_up(root: Path) -> bool:
+    find_server(root)
+    return bool(os.environ.get("PREFECT_API_URL")) or observer.configured()
 
 
 def find_server(root: Path) -> None:

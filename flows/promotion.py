@@ -6,6 +6,7 @@ Killed in between, `settle` brings folder and servers in line with the tags.
 
 from __future__ import annotations
 
+import datetime
 import json
 import tempfile
 import time
@@ -19,6 +20,7 @@ import numpy as np
 
 from flows import judging
 from flows.registry import Store
+from graft import history
 from graft.errors import GraftError, InputError
 from graft.inference import open_model
 from graft.registry import Assignment, Version
@@ -50,6 +52,19 @@ def promote(store: Store, version: Version, why: str, servers: Sequence[str]) ->
     return move
 
 
+def by_hand(store: Store, version: Version, why: str, servers: Sequence[str]) -> Assignment:
+    """`promote` as a person asks for it, told in the history like every night.
+
+    Raises:
+        GraftError: as `promote`.
+    """
+    move = promote(store, version, why, servers)
+    when = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    told = {"time": when, "outcome": "promote", "why": why, "version": version.name}
+    history.append(store.root, {**told, "accuracy": version.record.get("accuracy")})
+    return move
+
+
 def rollback(store: Store, servers: Sequence[str]) -> Assignment:
     """Move `prod` to the version before the one it is now.
 
@@ -61,7 +76,7 @@ def rollback(store: Store, servers: Sequence[str]) -> Assignment:
     name = now.previous()
     if name is None:
         raise InputError("there is no earlier version to roll back to; `graft versions` lists what there is")
-    return promote(store, now.version(name), f"Roll back to {name}", servers)
+    return by_hand(store, now.version(name), f"Roll back to {name}", servers)
 
 
 def prove(store: Store, version: Version) -> None:

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flows.faults import translated
+from flows.locking import run_lock
 from flows.look import inside
-from flows.project import open_repository
+from flows.project import open_repository, state_folder
 from flows.registry import Store
 from graft.registry import Registry, Version
 
@@ -49,7 +50,12 @@ def prune(store: Store, keep: int, *, dry: bool, cloud: bool) -> Pruned:
 
 
 def _collect(store: Store, *, dry: bool, cloud: bool) -> None:
-    with translated(), inside(store.root), open_repository(store.root) as repo:
+    with (
+        run_lock(state_folder(store.root), wait=True, waiting=print),  # what a run has made is in no lock file yet
+        translated(),
+        inside(store.root),
+        open_repository(store.root) as repo,
+    ):
         repo.gc(workspace=True, all_tags=True, all_branches=True, cloud=cloud, force=True, dry=dry)
 
 

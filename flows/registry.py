@@ -55,9 +55,13 @@ class Store:
         _check_git(root)
 
     @contextmanager
-    def locked(self, waiting: Callable[[str], None] = lambda text: None) -> Iterator[None]:
-        """One writer at a time in this folder; those in other clones are met by compare-and-swap."""
-        with run_lock(state_folder(self.root) / "registry", wait=True, waiting=waiting):
+    def locked(self, waiting: Callable[[str], None] = lambda text: None, name: str = "registry") -> Iterator[None]:
+        """One writer at a time in this folder; those in other clones are met by compare-and-swap.
+
+        A retraining holds the lock named `retrain` throughout, and this one only while it writes: a rollback by
+        hand need not wait for a night to end.
+        """
+        with run_lock(state_folder(self.root) / name, wait=True, waiting=waiting):
             yield
 
     def read(self) -> Registry:

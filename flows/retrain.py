@@ -9,7 +9,7 @@ from __future__ import annotations
 import datetime
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -75,12 +75,12 @@ def retrain(repo: str = ".", accept_data: bool = False, force: bool = False) -> 
     Raises:
         GraftError: a step failed; the live model is as it was.
     """
-    if later := telling.superseded():
-        return Completed(name="Superseded", message=f"the run of {later} does this night's work")  # type: ignore[return-value]
+    if begun := telling.superseded():
+        return Completed(name=telling.SUPERSEDED, message=f"the run begun {begun} did this one's work")  # type: ignore[return-value]
     root = find_root(Path(repo))
     settings = params.load(root / params.FILE)
     store = Store(root, settings.retrain.git_remote, settings.retrain.branch)
-    with store.locked(get_run_logger().info):
+    with store.locked(get_run_logger().info, "retrain"):
         try:
             night = _night(store, settings, accept_data, force)
         except GraftError as error:
@@ -91,8 +91,9 @@ def retrain(repo: str = ".", accept_data: bool = False, force: bool = False) -> 
 
 
 def _night(store: Store, settings: params.Params, accept_data: bool, force: bool) -> Night:
-    store.fetch()
-    promotion.settle(store, ())
+    with store.locked():
+        store.fetch()
+        promotion.settle(store, ())
     found: Look = _look(store, settings, force)
     get_run_logger().info("%s", found.why)
     if not found.something:
@@ -107,9 +108,10 @@ def _night(store: Store, settings: params.Params, accept_data: bool, force: bool
     if decision.outcome != "promote":
         return _settled(store, settings, live, decision)
     if settings.retrain.require_approval and not telling.approved(decision, settings.retrain.approval_hours):
-        return _settled(
-            store, settings, live, Decision("keep", "nobody approved it", decision.checks, decision.challenger)
-        )
+        return _settled(store, settings, live, replace(decision, outcome="keep", why="nobody approved it"))
+    if _live(store) != (live.version.name if live else None):
+        why = "the live model changed while this one was judged"
+        return _settled(store, settings, live, replace(decision, outcome="keep", why=why))
     version: Version = _register(store, decision, record)
     return _promoted(store, settings, version, decision, live)
 
@@ -167,14 +169,21 @@ def _judge(store: Store, live: judging.Champion | None, settings: params.Params)
     return decision, record
 
 
+def _live(store: Store) -> str | None:
+    current = store.read().current()
+    return current.version if current else None
+
+
 @step
 def _register(store: Store, decision: Decision, record: dict[str, Any]) -> Version:
-    return store.register(f"Register a model: {decision.why}", record)
+    with store.locked():
+        return store.register(f"Register a model: {decision.why}", record)
 
 
 @step
 def _promote(store: Store, version: Version, why: str, servers: tuple[str, ...]) -> None:
-    promotion.promote(store, version, why, servers)
+    with store.locked():
+        promotion.promote(store, version, why, servers)
 
 
 def _promoted(

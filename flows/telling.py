@@ -16,7 +16,7 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import (
     FlowRunFilter,
     FlowRunFilterDeploymentId,
-    FlowRunFilterExpectedStartTime,
+    FlowRunFilterStartTime,
     FlowRunFilterState,
     FlowRunFilterStateType,
 )
@@ -25,7 +25,6 @@ from prefect.context import FlowRunContext
 from prefect.events import emit_event
 from prefect.exceptions import FlowPauseTimeout
 from prefect.flow_runs import pause_flow_run
-from prefect.types._datetime import DateTime
 
 from flows.registry import Store
 from graft import history
@@ -35,33 +34,33 @@ from graft.params import Params
 if TYPE_CHECKING:
     from flows.retrain import Night
 
+SUPERSEDED = "Superseded"
 HISTORY = "report/history.svg"
 QUIET = ("Unchanged", "Kept")  # nobody is woken for these
 WEBHOOK_SECONDS = 10
 
 
 def superseded() -> str | None:
-    """When the latest run of this schedule that is already due was due, if that is not this one.
+    """When the run began that has done this one's work already: it began after this one was due.
 
-    A machine that was off for ten nights finds ten late runs; the last does the work of all.
+    A machine that was off for ten nights finds ten late runs; the first does the work of all.
     """
     context = FlowRunContext.get()
     run = context.flow_run if context else None
     if run is None or run.deployment_id is None or not run.auto_scheduled or run.expected_start_time is None:
         return None
     with get_client(sync_client=True) as client:
-        late = client.read_flow_runs(
+        done = client.read_flow_runs(
             flow_run_filter=FlowRunFilter(
                 deployment_id=FlowRunFilterDeploymentId(any_=[run.deployment_id]),
-                state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.SCHEDULED, StateType.PENDING])),
-                expected_start_time=FlowRunFilterExpectedStartTime(
-                    after_=run.expected_start_time, before_=DateTime.now("UTC")
-                ),
+                state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.COMPLETED, StateType.FAILED])),
+                start_time=FlowRunFilterStartTime(after_=run.expected_start_time),
             )
         )
-    times = [other.expected_start_time for other in late if other.auto_scheduled and other.id != run.id]
-    newest = max((time for time in times if time and time > run.expected_start_time), default=None)
-    return newest.isoformat(timespec="seconds") if newest else None
+    times = [
+        other.start_time for other in done if other.start_time and other.id != run.id and other.state_name != SUPERSEDED
+    ]
+    return max(times).isoformat(timespec="seconds") if times else None
 
 
 def approved(decision: Decision, hours: float) -> bool:

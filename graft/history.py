@@ -49,12 +49,13 @@ def read(root: Path) -> list[dict[str, Any]]:
 
 def plot(records: Sequence[Mapping[str, Any]]) -> str:
     """Accuracy by date as SVG: a point for each challenger by what became of it, a step line for the live model."""
-    shown = [record for record in records if isinstance(record.get("accuracy"), int | float)]
-    if not shown:
+    measured = [record["accuracy"] for record in records if record.get("accuracy") is not None]
+    if not measured:
         return _svg(_text(WIDTH / 2, HEIGHT / 2, "No model has been judged yet", "middle"))
-    times = [datetime.datetime.fromisoformat(record["time"]).timestamp() for record in shown]
-    values = [float(record["accuracy"]) for record in shown]
-    low, high = _range(values)
+    low, high = _range(measured)
+    times = [datetime.datetime.fromisoformat(record["time"]).timestamp() for record in records]
+    # What was refused before it could be measured lies on the lower edge.
+    values = [low if record.get("accuracy") is None else float(record["accuracy"]) for record in records]
     first, span = times[0], max(times[-1] - times[0], 1.0)
 
     def place(time: float, value: float) -> tuple[float, float]:
@@ -67,9 +68,10 @@ def plot(records: Sequence[Mapping[str, Any]]) -> str:
     points = [place(time, value) for time, value in zip(times, values, strict=True)]
     # A year of nights is 365 points on 700 pixels: small ones then.
     radius = 4.5 if len(points) <= 60 else 2.2
-    parts = [*_grid(low, high), *_dates(times, place), _champion(shown, points)]
-    for record, (x, y) in zip(shown, points, strict=True):
-        title = f"{record['time'][:10]}: {record['accuracy']:.2%}, {NAMES[record['outcome']]}"
+    parts = [*_grid(low, high), *_dates(times, place), _champion(records, points)]
+    for record, (x, y) in zip(records, points, strict=True):
+        accuracy = "no accuracy" if record.get("accuracy") is None else f"{record['accuracy']:.2%}"
+        title = f"{record['time'][:10]}: {accuracy}, {NAMES[record['outcome']]}"
         parts.append(
             f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{radius}" fill="{COLOURS[record["outcome"]]}">'
             f"<title>{title}</title></circle>"

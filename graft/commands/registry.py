@@ -108,7 +108,7 @@ def promote(version: Annotated[str, typer.Argument(help="Such as v1.2.0.")]) -> 
     chosen = now.version(version)
     with store.locked(typer.echo):
         store.fetch()
-        promotion.promote(store, chosen, f"Promote {chosen.name} by hand", settings.retrain.servers)
+        promotion.by_hand(store, chosen, f"Promote {chosen.name} by hand", settings.retrain.servers)
     typer.echo(f"{chosen.name} is live.")
 
 
@@ -158,7 +158,7 @@ def prune(
     from flows import pruning
 
     _, _, store = _opened()
-    with store.locked(typer.echo):
+    with store.locked(typer.echo, "retrain"), store.locked(typer.echo):
         store.fetch()
         found = pruning.prune(store, keep, dry=dry, cloud=cloud)
     names = ", ".join(version.name for version in found.versions) or "no version"

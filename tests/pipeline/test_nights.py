@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import http.server
 import json
 import os
 import signal
@@ -12,9 +13,9 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
 import deliveries
@@ -76,17 +77,16 @@ class Load:
     def _ask(self) -> None:
         tensor = {"name": "image", "shape": [1, 32, 32, 3], "datatype": "UINT8", "data": PICTURE.ravel().tolist()}
         body = json.dumps({"inputs": [tensor]})
-        connection = http.client.HTTPConnection(*self._address, timeout=60)
-        while not self._stop.is_set():
-            try:
-                connection.request("POST", "/v2/models/prod/infer", body, {"Content-Type": "application/json"})
-                reply = connection.getresponse()
-                version = json.loads(reply.read()).get("model_version", "")
-                self.answers[reply.status, version] += 1
-            except OSError as error:
-                self.answers[0, type(error).__name__] += 1
-                return
-            self._stop.wait(0.02)  # the machine has other work, too
+        with closing(http.client.HTTPConnection(*self._address, timeout=60)) as connection:
+            while not self._stop.wait(0.02):  # the machine has other work, too
+                try:
+                    connection.request("POST", "/v2/models/prod/infer", body, {"Content-Type": "application/json"})
+                    reply = connection.getresponse()
+                    version = json.loads(reply.read()).get("model_version", "")
+                    self.answers[reply.status, version] += 1
+                except (OSError, http.client.HTTPException) as error:
+                    self.answers[0, type(error).__name__] += 1
+                    return
 
 
 class Pool:
@@ -165,10 +165,12 @@ def test_five_nights_and_a_rollback_without_a_failed_request(
     assert {status for status, _ in load.answers} == {200}
     assert {version for _, version in load.answers} == {"1", "2", "3"}
     assert [night["outcome"] for night in deliveries.history(project)] == [
-        *("promote", "keep", "keep", "refuse", "promote")
+        *("promote", "keep", "keep", "refuse", "promote", "promote")  # the last is the rollback
     ]
     assert deliveries.tags(project, "model@*") == ["model@v1.0.0", "model@v1.1.0"]
-    assert deliveries.retrain(project).startswith("Unchanged")
+    # Grey pictures were all the server was asked: no new data, but nothing like the test pictures either.
+    assert deliveries.retrain(project).startswith("Drifted")
+    assert deliveries.tags(project, "model#*") == ["model#prod#1", "model#prod#2", "model#prod#3"]
 
 
 def _address(log: Path) -> str | None:
@@ -228,3 +230,47 @@ def test_an_interval_fires_and_missed_runs_are_caught_up_once(
     assert late
     assert len(first) == 1
     assert deliveries.tags(project) == ["model#prod#1", "model@v1.0.0"]
+
+
+class _Webhook(http.server.BaseHTTPRequestHandler):
+    """Keeps what it is told."""
+
+    told: ClassVar[list[dict[str, Any]]] = []
+
+    def do_POST(self) -> None:
+        self.told.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+        self.send_response(204)
+        self.end_headers()
+
+    def log_message(self, *arguments: object) -> None:
+        pass
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_promotion_waits_for_a_person_and_is_told(
+    tmp_path: Path, night_environment: dict[str, str], api: Api
+) -> None:
+    with http.server.HTTPServer(("127.0.0.1", 0), _Webhook) as webhook:
+        thread = threading.Thread(target=webhook.serve_forever)
+        thread.start()
+        try:
+            asked = ("retrain.require_approval=true", f"retrain.webhook=http://127.0.0.1:{webhook.server_port}/")
+            project = deliveries.project(tmp_path / "approved", night_environment, *asked)
+            deliveries.deliver(project, "one")
+            night = project.start("retrain")
+
+            def paused() -> Any:
+                assert night.poll() is None, night.communicate()[0]
+                query = {"name": {"any_": ["retrain approved"]}, "state": {"type": {"any_": ["PAUSED"]}}}
+                return api.post("/flow_runs/filter", {"flow_runs": query})
+
+            (run,) = until(paused, project.root / "params.yaml")
+            assert deliveries.tags(project) == []
+            api.post(f"/flow_runs/{run['id']}/resume")
+            out, _ = night.communicate(timeout=PATIENCE)
+        finally:
+            webhook.shutdown()
+            thread.join()
+    assert out.strip().splitlines()[-1].startswith("Promoted"), out
+    assert [(told["outcome"], told["version"]) for told in _Webhook.told] == [("Promoted", "v1.0.0")]

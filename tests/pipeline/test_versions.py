@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.server
+import json
 import os
 import shutil
 import signal
@@ -13,15 +14,18 @@ from pathlib import Path
 from typing import Any
 
 import deliveries
+import numpy as np
 import pytest
 from conftest import Repository
 
 from flows import judging, promotion, pruning, registry
+from flows.look import look
 from flows.registry import Store
 from graft import params
 from graft.errors import GraftError
 from graft.evaluation.study import Study
 from graft.inference import open_model
+from graft.traffic import Traffic
 
 COMMIT = ("-c", "user.name=t", "-c", "user.email=t@localhost", "commit", "-q")
 
@@ -148,6 +152,40 @@ def _die_at(owner: type, name: str, when: str) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
     setattr(owner, name, deadly)
+
+
+def test_a_registered_model_that_was_not_promoted_is_promoted_by_the_next_look(project: Repository) -> None:
+    store = Store(project.root)
+    assert look(store, settings(project)).judge
+    version = register(project, store)
+    found = look(store, settings(project))
+    assert found.resume == version
+    promotion.promote(store, version, "because", ())
+    found = look(store, settings(project))
+    assert not found.something, found.why
+
+
+def test_a_model_rolled_back_by_hand_is_not_promoted_again(project: Repository) -> None:
+    store = Store(project.root)
+    go_live(project, store)
+    another_model(project)
+    go_live(project, store)
+    promotion.rollback(store, ())
+    assert not look(store, settings(project)).something
+
+
+def test_what_is_served_is_compared_with_the_test_pictures(project: Repository) -> None:
+    store = Store(project.root)
+    go_live(project, store)
+    model = open_model(deliveries.live(project), "cpu")
+    dark = np.random.default_rng(1).integers(0, 60, (200, 32, 32, 3), dtype=np.uint8)
+    served = Traffic(model.classes)
+    served.add(dark, model.predict(dark))
+    project.write("monitoring/prod/1/2026-01-02.8000.json", json.dumps(served.as_json()))
+    found = look(store, settings(project))
+    assert not found.something
+    assert "what is served drifted" in found.why
+    assert "red, green, blue" in found.why
 
 
 def test_a_dvc_remote_that_is_down_leaves_no_trace_and_a_retry_works(project: Repository) -> None:
