@@ -87,7 +87,18 @@ def run(
 
     request = Request(str(find_project()), tuple(targets or ()), force=force, isolate=isolate, wait=not no_wait)
     prepare = partial(_set_params, assignments=assignments or [])
-    raise typer.Exit(Run(request, prepare=prepare, next_steps=NEXT_STEPS).work())
+    code = Run(request, prepare=prepare, next_steps=NEXT_STEPS).work()
+    _refresh_page(Path(request.repo))
+    raise typer.Exit(code)
+
+
+def _refresh_page(root: Path) -> None:
+    """Make the report's page again where the evaluation it was made from was restored by DVC."""
+    found, page = root / "data/evaluation/evaluation.json", root / "report/index.html"
+    if found.is_file() and not (page.is_file() and page.stat().st_mtime >= found.stat().st_mtime):
+        from graft import report as pages
+
+        pages.write(root)
 
 
 def _set_params(root: Path, assignments: list[str]) -> None:
