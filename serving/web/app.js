@@ -170,7 +170,12 @@ async function explain(label) {
 // The map in words, for those who do not see it.
 function words({ heat, label }) {
   let sum = 0, x = 0, y = 0;
-  heat.forEach((row, i) => row.forEach((value, j) => { sum += value; x += value * (j + 0.5) / row.length; y += value * (i + 0.5) / heat.length; }));
+  heat.forEach((row, i) => row.forEach((value, j) => {
+    const weight = value ** 3; // the hottest places, not the lukewarm rest
+    sum += weight;
+    x += weight * (j + 0.5) / row.length;
+    y += weight * (i + 0.5) / heat.length;
+  }));
   if (!sum) return `Hiding any single part changes nothing for “${label}”.`;
   const place = (share, names) => names[share < 0.42 ? 0 : share > 0.58 ? 2 : 1];
   const vertical = place(y / sum, ["top", "", "bottom"]), horizontal = place(x / sum, ["left", "", "right"]);
