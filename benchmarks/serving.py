@@ -49,7 +49,11 @@ def main() -> None:
 
 
 def saturated(full: Path, quarter: Path) -> float:
-    """Print the share of ONNX Runtime's own rate that reaches clients; return the full model's rate."""
+    """Print the share of ONNX Runtime's own rate that reaches clients; return the full model's rate.
+
+    Processor time tells the same where other work shares the cores: what the model alone takes for a picture, over
+    what model, server and load generator take together.
+    """
     rows = []
     served = 0.0
     for name, path, pictures, clients in (
@@ -58,23 +62,27 @@ def saturated(full: Path, quarter: Path) -> float:
         ("VGG16, quarter width", quarter, 1, 64),
         ("VGG16, quarter width", quarter, 8, 12),
     ):
-        alone = {batch: direct(path, batch, 1.5) for batch in BATCHES}
+        alone = {batch: direct(path, batch, 1.5)[0] for batch in BATCHES}
         batch = max(alone, key=lambda size: alone[size])
-        rates, ratios = [], []
-        with graft(path):
+        rates, ratios, shares = [], [], []
+        with graft(path) as process:
             for _ in range(ROUNDS):
-                before = direct(path, batch, SECONDS / 2)
-                result = load.closed_loop(PORT, binary(pictures), clients, WARM_UP, SECONDS)
-                after = direct(path, batch, SECONDS / 2)
+                before, cost_before = direct(path, batch, SECONDS / 2)
+                load.closed_loop(PORT, binary(pictures), clients, 0, WARM_UP)
+                used = processor(process) + time.process_time()
+                result = load.closed_loop(PORT, binary(pictures), clients, 0, SECONDS)
+                used = processor(process) + time.process_time() - used
+                after, cost_after = direct(path, batch, SECONDS / 2)
                 assert result.errors == 0
+                answered = len(result.latencies) * pictures
                 rates.append(result.rate * pictures)
                 ratios.append(result.rate * pictures / ((before + after) / 2))
+                shares.append((cost_before + cost_after) / 2 / (used / answered))
         served = served or statistics.median(rates)
-        rows.append((name, str(pictures), str(clients), str(batch), spread(rates, 0), spread(ratios, 2)))
-    table(
-        ("model", "pictures a request", "clients", "best batch alone", "pictures/s", "of ONNX Runtime alone"),
-        rows,
-    )
+        figures = (spread(rates, 0), spread(ratios, 2), spread(shares, 2))
+        rows.append((name, str(pictures), str(clients), str(batch), *figures))
+    head = ("model", "pictures a request", "clients", "best batch alone", "pictures/s", "of ONNX Runtime's rate")
+    table((*head, "of the processor time"), rows)
     return served
 
 
@@ -85,7 +93,7 @@ def half_load(path: Path, rate: float) -> None:
         for name, even in (("evenly", True), ("at random (Poisson)", False)):
             p50, p99, own = [], [], []
             for number in range(ROUNDS):
-                own.append(1000 / direct(path, 1, 1.5))
+                own.append(1000 / direct(path, 1, 1.5)[0])
                 result = load.open_loop(PORT, binary(1), rate, 2 * SECONDS, seed=number, even=even)
                 assert result.errors == 0
                 p50.append(result.percentile(50))
@@ -138,20 +146,25 @@ def memory(path: Path) -> None:
     print(f"Resident memory in MiB, after a warm-up and each fifth of {asked} requests: {shown}\n")
 
 
-def direct(path: Path, batch: int, seconds: float) -> float:
-    """Pictures a second of ONNX Runtime called in a process of its own, which is how a server holds it."""
+def direct(path: Path, batch: int, seconds: float) -> tuple[float, float]:
+    """ONNX Runtime as it comes, called in a process of its own: pictures and processor seconds a picture."""
     code = (
-        "import sys, time, numpy as np; from pathlib import Path; from graft.inference import open_model\n"
-        "path, batch, seconds = Path(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3])\n"
-        "model = open_model(path, 'cpu'); images = np.full((batch, 32, 32, 3), 99, np.uint8)\n"
+        "import sys, time, numpy as np, onnxruntime\n"
+        "path, batch, seconds = sys.argv[1], int(sys.argv[2]), float(sys.argv[3])\n"
+        "options = onnxruntime.SessionOptions(); options.intra_op_num_threads = int(sys.argv[4])\n"
+        "session = onnxruntime.InferenceSession(path, options, providers=['CPUExecutionProvider'])\n"
+        "given = {'image': np.full((batch, 32, 32, 3), 99, np.uint8)}\n"
         "until = time.perf_counter() + 0.5\n"
-        "while time.perf_counter() < until: model.predict(images)\n"
-        "start, runs = time.perf_counter(), 0\n"
-        "while time.perf_counter() < start + seconds: model.predict(images); runs += 1\n"
-        "print(runs * batch / (time.perf_counter() - start))\n"
+        "while time.perf_counter() < until: session.run(None, given)\n"
+        "start, used, runs = time.perf_counter(), time.process_time(), 0\n"
+        "while time.perf_counter() < start + seconds: session.run(None, given); runs += 1\n"
+        "pictures = runs * batch\n"
+        "print(pictures / (time.perf_counter() - start), (time.process_time() - used) / pictures)\n"
     )
-    command = [sys.executable, "-c", code, path, str(batch), str(seconds)]
-    return float(subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout)
+    command = [sys.executable, "-c", code, path, str(batch), str(seconds), str(THREADS)]
+    done = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
+    rate, cost = map(float, done.stdout.split())
+    return rate, cost
 
 
 def binary(count: int) -> list[bytes]:
@@ -318,6 +331,12 @@ def answers(process: subprocess.Popen[bytes]) -> bool:
         except OSError:
             time.sleep(0.1)
     return False
+
+
+def processor(process: subprocess.Popen[bytes]) -> float:
+    """Processor seconds of the process so far, all its threads together."""
+    fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def resident(process: subprocess.Popen[bytes]) -> float:

@@ -65,8 +65,8 @@ function describe() {
     ["Accuracy", accuracy ? `${percent(model.metrics[accuracy])} on ${accuracy === "validation_accuracy" ? "validation" : "test"} images` : "not stated in the file"],
     [model.provenance.date ? "Trained" : "File written", new Date(date).toLocaleDateString(undefined, { dateStyle: "long" })],
     ["Sees", `${model.image_size[1]} × ${model.image_size[0]} pixels`],
-    ["Classes", model.classes.length > 12 ? `${model.classes.length}` : model.classes.join(", ")],
     ["Commit", (model.provenance.git || "unknown").slice(0, 12)],
+    ["Classes", model.classes.length > 12 ? `${model.classes.length}` : model.classes.join(", ")],
   ];
   at("facts").replaceChildren(...facts.map(([name, value]) => {
     const fact = document.createElement("div");
@@ -170,9 +170,14 @@ async function explain(label) {
 // The map in words, for those who do not see it.
 function words({ heat, label }) {
   let sum = 0, x = 0, y = 0;
-  heat.forEach((row, i) => row.forEach((value, j) => { sum += value; x += value * (j + 0.5) / row.length; y += value * (i + 0.5) / heat.length; }));
+  heat.forEach((row, i) => row.forEach((value, j) => {
+    const weight = value ** 3; // the hottest places, not the lukewarm rest
+    sum += weight;
+    x += weight * (j + 0.5) / row.length;
+    y += weight * (i + 0.5) / heat.length;
+  }));
   if (!sum) return `Hiding any single part changes nothing for “${label}”.`;
-  const place = (share, names) => names[share < 0.42 ? 0 : share > 0.58 ? 2 : 1];
+  const place = (share, names) => names[share < 0.4 ? 0 : share > 0.6 ? 2 : 1];
   const vertical = place(y / sum, ["top", "", "bottom"]), horizontal = place(x / sum, ["left", "", "right"]);
   const where = vertical ? `at the ${[vertical, horizontal].filter(Boolean).join(" ")}` : horizontal ? `on the ${horizontal}` : "in the middle";
   return `What speaks most for “${label}” is ${where} of the picture.`;
