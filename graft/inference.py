@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -214,13 +215,14 @@ def _open_session(path: Path, data: bytes, wanted: list[Any], threads: int) -> o
         # Its own fallback would run on the CPU what a GPU refuses, and only print so.
         return onnxruntime.InferenceSession(data, options, providers=wanted, enable_fallback=0)
     except Exception as error:  # ONNX Runtime's errors share no narrower base
-        reason = _line(error)
-        if "opset" in reason or "IR version" in reason:
+        if re.search(r"opset|IR version", str(error), re.IGNORECASE):
             raise InputError(
                 f"{path} is made for a newer ONNX than ONNX Runtime {onnxruntime.__version__} reads; update "
-                f"onnxruntime or export it again (it says: {reason})"
+                "onnxruntime or export it again"
             ) from error
-        raise InputError(f"{path} is damaged or no ONNX file; make it again (ONNX Runtime says: {reason})") from error
+        raise InputError(
+            f"{path} is damaged or no ONNX file; make it again (ONNX Runtime says: {_line(error)})"
+        ) from error
 
 
 def _check_provider(session: onnxruntime.InferenceSession, asked: str, missing: str) -> None:

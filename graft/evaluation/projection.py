@@ -12,7 +12,7 @@ from graft.shards import ShardedArray
 
 Array = npt.NDArray[Any]
 
-SAMPLE = 1000  # rows that the components are fitted on
+SAMPLE = 600  # rows that the components are fitted on
 BATCH = 1024
 NEIGHBOURS = 30.0  # t-SNE's perplexity: its authors advise 5 to 50
 

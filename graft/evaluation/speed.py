@@ -19,7 +19,7 @@ from graft.evaluation.heatmaps import Predict
 
 Array = npt.NDArray[Any]
 
-BATCH = 64
+BATCH = 32
 BATCHES = 3
 SINGLES = 20
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -55,17 +56,17 @@ class Judged:
     names: Sequence[str]
     classes: Sequence[str]
 
-    @property
+    @cached_property
     def predicted(self) -> Array:
         """N class numbers."""
         return np.asarray(self.probabilities.argmax(axis=1))
 
-    @property
+    @cached_property
     def confidence(self) -> Array:
         """N probabilities of the predicted class."""
         return np.asarray(self.probabilities.max(axis=1))
 
-    @property
+    @cached_property
     def correct(self) -> Array:
         """N booleans."""
         return np.asarray(self.predicted == self.labels)

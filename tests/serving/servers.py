@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from samples import infer_body
+
 ROOT = Path(__file__).parents[2]
 START_SECONDS = 60
 
@@ -108,3 +110,57 @@ def _read(stream: Any, lines: list[str], server: Server) -> None:
         if line.startswith("  documents "):
             server.announced.set()
     server.announced.set()
+
+
+class Load:
+    """Clients that ask without a pause, each on one connection, until the block ends."""
+
+    def __init__(self, server: Server, path: str) -> None:
+        self.server, self.path = server, path
+        self.answers: list[tuple[int, bytes, str]] = []
+        self.failures: list[BaseException] = []
+        self.seen = threading.Condition()
+        self._stop = threading.Event()
+
+    def wait_for(self, number: int) -> None:
+        """Until so many more answers came."""
+        with self.seen:
+            wanted = len(self.answers) + number
+            assert self.seen.wait_for(lambda: len(self.answers) >= wanted or bool(self.failures), timeout=60)
+
+    def stop(self) -> None:
+        self._stop.set()
+
+    def run(self) -> None:
+        connection = http.client.HTTPConnection(*self.server.address, timeout=60)
+        try:
+            while not self._stop.is_set():
+                self._ask(connection)
+        except ConnectionRefusedError:
+            pass  # the listener is closed: nothing was lost
+        except (OSError, http.client.HTTPException) as error:
+            self.failures.append(error)
+        finally:
+            connection.close()
+
+    def _ask(self, connection: http.client.HTTPConnection) -> None:
+        connection.request("POST", self.path, *infer_body())
+        response = connection.getresponse()
+        data = response.read()
+        with self.seen:
+            self.answers.append((response.status, data, response.getheader("connection", "")))
+            self.seen.notify_all()
+
+
+@contextmanager
+def load(server: Server, path: str = "/v2/models/colours/infer", clients: int = 4) -> Iterator[Load]:
+    running = Load(server, path)
+    threads = [threading.Thread(target=running.run) for _ in range(clients)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield running
+    finally:
+        running.stop()
+        for thread in threads:
+            thread.join()

@@ -17,10 +17,9 @@ from pathlib import Path
 from urllib.parse import quote
 
 import pytest
-from conftest import PIXELS, RED, picture
 from onnx_models import colour_model
-from servers import Server, serving
-from test_server import JSON, form, infer_body, load
+from samples import PIXELS, RED, form, infer_body, picture
+from servers import Server, load, serving
 
 CHECKS = (
     "not_a_server_error",
@@ -31,6 +30,7 @@ CHECKS = (
     "negative_data_rejection",
     "unsupported_method",
 )
+JSON = {"content-type": "application/json"}
 INFER = "/v2/models/colours/infer"
 
 

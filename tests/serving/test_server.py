@@ -14,102 +14,24 @@ import subprocess
 import sys
 import threading
 import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from conftest import BLUE, GREEN, PIXELS, RED, picture
 from onnx_models import colour_model
 from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
-from servers import ROOT, Server, serving
+from samples import BLUE, GREEN, PIXELS, RED, form, infer_body, picture
+from servers import ROOT, Server, load, serving
 
 from graft.traffic import Traffic
 
 JSON = {"content-type": "application/json"}
 
 
-def infer_body(images: np.ndarray[Any, Any] = PIXELS) -> tuple[bytes, dict[str, str]]:
-    tensor = {
-        "name": "image",
-        "datatype": "UINT8",
-        "shape": list(images.shape),
-        "parameters": {"binary_data_size": images.size},
-    }
-    head = json.dumps({"inputs": [tensor]}).encode()
-    return head + images.tobytes(), {"Inference-Header-Content-Length": str(len(head))}
-
-
-def form(*pictures: tuple[str, bytes], **fields: str) -> tuple[bytes, dict[str, str]]:
-    parts = [
-        f'--edge\r\ncontent-disposition: form-data; name="{name}"\r\n\r\n{value}\r\n'.encode()
-        for name, value in fields.items()
-    ]
-    for name, data in pictures:
-        head = f'--edge\r\ncontent-disposition: form-data; name="image"; filename="{name}"\r\n\r\n'
-        parts.append(head.encode() + data + b"\r\n")
-    return b"".join(parts) + b"--edge--\r\n", {"content-type": "multipart/form-data; boundary=edge"}
-
-
 def labels(document: dict[str, Any]) -> list[str]:
     return [result["predictions"][0]["label"] for result in document["results"]]
-
-
-class Load:
-    """Clients that ask without a pause, each on one connection, until the block ends."""
-
-    def __init__(self, server: Server, path: str) -> None:
-        self.server, self.path = server, path
-        self.answers: list[tuple[int, bytes, str]] = []
-        self.failures: list[BaseException] = []
-        self.seen = threading.Condition()
-        self._stop = threading.Event()
-
-    def wait_for(self, number: int) -> None:
-        """Until so many more answers came."""
-        with self.seen:
-            wanted = len(self.answers) + number
-            assert self.seen.wait_for(lambda: len(self.answers) >= wanted or bool(self.failures), timeout=60)
-
-    def stop(self) -> None:
-        self._stop.set()
-
-    def run(self) -> None:
-        connection = http.client.HTTPConnection(*self.server.address, timeout=60)
-        try:
-            while not self._stop.is_set():
-                self._ask(connection)
-        except ConnectionRefusedError:
-            pass  # the listener is closed: nothing was lost
-        except (OSError, http.client.HTTPException) as error:
-            self.failures.append(error)
-        finally:
-            connection.close()
-
-    def _ask(self, connection: http.client.HTTPConnection) -> None:
-        connection.request("POST", self.path, *infer_body())
-        response = connection.getresponse()
-        data = response.read()
-        with self.seen:
-            self.answers.append((response.status, data, response.getheader("connection", "")))
-            self.seen.notify_all()
-
-
-@contextmanager
-def load(server: Server, path: str = "/v2/models/colours/infer", clients: int = 4) -> Iterator[Load]:
-    running = Load(server, path)
-    threads = [threading.Thread(target=running.run) for _ in range(clients)]
-    for thread in threads:
-        thread.start()
-    try:
-        yield running
-    finally:
-        running.stop()
-        for thread in threads:
-            thread.join()
 
 
 # What it answers

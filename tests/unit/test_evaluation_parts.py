@@ -222,6 +222,6 @@ def test_speed_is_that_of_a_model_that_takes_its_time() -> None:
         return np.zeros((len(batch), 2))
 
     found = speed.measure({"fp32": predict}, np.zeros((3, 8, 8, 3), np.uint8))["fp32"]
-    assert batches == [64] * (1 + speed.BATCHES) + [1] * (1 + speed.SINGLES)
+    assert batches == [speed.BATCH] * (1 + speed.BATCHES) + [1] * (1 + speed.SINGLES)
     assert found["images_per_second"] > 0
     assert found["latency_p95_ms"] >= found["latency_ms"] > 0

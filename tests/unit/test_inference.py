@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from onnx_models import colour_model
 
 from graft import providers
 from graft.errors import GraftError, InputError
-from graft.inference import open_model
+from graft.inference import Bound, find_file, open_model
 
 
 @pytest.fixture
@@ -92,3 +93,72 @@ def test_metadata_is_checked(tmp_path: Path, metadata: dict[str, object], words:
 def test_images_of_another_shape_are_refused(model_path: Path, shape: tuple[int, ...]) -> None:
     with pytest.raises(InputError, match="wants uint8 images of shape N×32×32×3"):
         open_model(model_path, "cpu").predict(np.zeros(shape, np.uint8))
+
+
+def test_auto_that_cannot_have_the_gpu_says_why(model_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if providers.count_gpus():
+        pytest.skip("CUDA would really come up here")
+    monkeypatch.setattr(providers, "count_gpus", lambda: 1)
+    monkeypatch.setattr(providers, "preload", lambda: "Failed to load libcudnn.so.9")
+    model = open_model(model_path, "auto")
+    assert model.provider == "cpu"
+    assert "provider cuda was asked for" in model.note
+    with pytest.raises(GraftError, match="provider tensorrt was asked for"):
+        open_model(model_path, "tensorrt")
+
+
+def test_a_damaged_file_is_the_files_fault_on_a_gpu_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(providers, "count_gpus", lambda: 1)
+    monkeypatch.setattr(providers, "preload", lambda: "")
+    (tmp_path / "text.onnx").write_text("no model")
+    with pytest.raises(InputError, match="damaged"):
+        open_model(tmp_path / "text.onnx", "auto")
+
+
+def test_bound_buffers_give_the_same_answers(model_path: Path) -> None:
+    model = open_model(model_path, "cpu")
+    bound = Bound(model, 4)
+    for seed in (1, 2):
+        images = np.random.default_rng(seed).integers(0, 256, (4, 32, 32, 3), dtype=np.uint8)
+        assert np.array_equal(bound.predict(images), model.predict(images))
+    with pytest.raises(InputError, match="exactly 4 images"):
+        bound.load(np.zeros((3, 32, 32, 3), np.uint8))
+
+
+def test_a_gpu_prefers_fp16_and_a_cpu_fp32(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ("fp32", "fp16", "int8")
+    facts = {
+        name: {"file": f"model.{name}.onnx", "shipped": name != "int8", "reason": "it lost too much"} for name in names
+    }
+    (tmp_path / "export.json").write_text(json.dumps({"precisions": facts}))
+    assert find_file(tmp_path, "cpu").name == "model.fp32.onnx"
+    monkeypatch.setattr(providers, "count_gpus", lambda: 1)
+    assert find_file(tmp_path, "auto").name == "model.fp16.onnx"
+    assert find_file(tmp_path, "auto", "fp32").name == "model.fp32.onnx"
+    with pytest.raises(InputError, match=r"no int8 file was shipped .it lost too much.; choose fp32, fp16"):
+        find_file(tmp_path, "cpu", "int8")
+    with pytest.raises(InputError, match="graft run"):
+        find_file(tmp_path / "none", "cpu")
+
+
+def test_tensorrt_computes_in_the_files_own_precision() -> None:
+    options = dict(providers.session_providers("tensorrt", (32, 48), "fp32")[0][1])
+    assert options["trt_fp16_enable"] == "0"
+    assert options["trt_profile_max_shapes"] == f"image:{providers.TENSORRT_BATCH}x32x48x3"
+    assert dict(providers.session_providers("tensorrt", (32, 48), "fp16")[0][1])["trt_fp16_enable"] == "1"
+    assert [name for name, _ in providers.session_providers("tensorrt", (32, 48))] == [
+        "TensorrtExecutionProvider",
+        "CUDAExecutionProvider",
+    ]
+
+
+@pytest.mark.gpu
+def test_cuda_graphs_replay_the_same_answers(model_path: Path) -> None:
+    if not providers.count_gpus():
+        pytest.skip("no NVIDIA GPU here: CUDA graphs not tested")
+    plain, replayed = open_model(model_path, "cuda"), open_model(model_path, "cuda", cuda_graphs=True)
+    for batch in (1, 5, 1):
+        images = np.random.default_rng(batch).integers(0, 256, (batch, 32, 32, 3), dtype=np.uint8)
+        bound = Bound(replayed, batch)
+        for _ in range(3):
+            assert np.allclose(bound.predict(images), plain.predict(images), atol=1e-3)
