@@ -103,7 +103,9 @@ def start_server(root: Path, port: int) -> None:
     with Path(os.devnull).open("wb") as nothing:
         os.dup2(nothing.fileno(), 1)
     command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
-    os.execve(sys.executable, command, {**os.environ, "PREFECT_LOGGING_LEVEL": "WARNING"})  # noqa: S606
+    # The page asks the address it is told, which is port 4200 unless said otherwise.
+    settings = {"PREFECT_LOGGING_LEVEL": "WARNING", "PREFECT_SERVER_UI_API_URL": f"{url}/api"}
+    os.execve(sys.executable, command, {**os.environ, **settings})  # noqa: S606
 
 
 def _server_is_up(root: Path) -> bool:

@@ -49,7 +49,7 @@ def test_a_room_imports_only_whom_it_may(room):
         assert not reached, f"{path.relative_to(ROOT)} imports {sorted(reached)}"
 
 
-@pytest.mark.parametrize("path", SHELL, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", SHELL, ids=lambda path: path.stem)
 def test_the_command_line_imports_other_rooms_only_inside_its_commands(path):
     tops = {
         name.partition(".")[0]
