@@ -21,7 +21,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 CHAIN = ROOT / "tests" / "repositories" / "chain"
-TIMES = 5
+TIMES = 3
 
 
 @dataclass(frozen=True)
