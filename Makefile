@@ -6,7 +6,7 @@ CLIENTS := .venv-clients
 UV := $(BIN)/python -m uv
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: run test serve lint bench lock clean
+.PHONY: run test campaign serve lint bench lock clean
 
 run: $(VENV)/.installed
 	$(BIN)/graft run
@@ -16,6 +16,10 @@ serve: $(VENV)/.installed
 
 test: $(VENV)/.installed-test $(CLIENTS)/.installed
 	$(BIN)/python -m pytest
+
+# Nights of retraining on a real server and worker: many minutes each, and so no part of `make test`.
+campaign: $(VENV)/.installed-test
+	$(BIN)/python -m pytest -m campaign
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .

@@ -126,7 +126,7 @@ def night_environment(environment: dict[str, str], server: str) -> dict[str, str
     return {**environment, "PREFECT_API_URL": server, "PREFECT_WORKER_QUERY_SECONDS": "1"}
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 @pytest.mark.timeout(1800)
 def test_five_nights_and_a_rollback_without_a_failed_request(
     tmp_path: Path, night_environment: dict[str, str], api: Api
@@ -178,7 +178,7 @@ def _address(log: Path) -> str | None:
     return next((word.strip('",').rstrip("/") for word in words if "http://127.0.0.1:" in word), None)
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 @pytest.mark.timeout(1200)
 def test_broken_deliveries_are_caught_before_training_and_the_champion_stays(
     tmp_path: Path, night_environment: dict[str, str]
@@ -201,7 +201,7 @@ def test_broken_deliveries_are_caught_before_training_and_the_champion_stays(
     assert deliveries.tags(project) == ["model#prod#1", "model@v1.0.0"]
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 @pytest.mark.timeout(900)
 def test_an_interval_fires_and_missed_runs_are_caught_up_once(
     tmp_path: Path, night_environment: dict[str, str], api: Api
@@ -246,7 +246,7 @@ class _Webhook(http.server.BaseHTTPRequestHandler):
         pass
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 @pytest.mark.timeout(900)
 def test_a_promotion_waits_for_a_person_and_is_told(
     tmp_path: Path, night_environment: dict[str, str], api: Api
