@@ -51,11 +51,11 @@ $(CLIENTS)/.installed: tests/serving/clients/requirements.txt | $(BIN)/uv
 
 # The lock files hold versions and hashes and name no package index.
 lock: | $(BIN)/uv
-	$(UV) pip compile --quiet --universal --python-version 3.11 --no-emit-index-url --no-annotate --generate-hashes \
+	$(UV) pip compile --quiet --universal --python-version 3.11 --no-annotate --no-header --generate-hashes \
 	  --extra pipeline -o requirements.txt pyproject.toml
-	$(UV) pip compile --quiet --universal --python-version 3.11 --no-emit-index-url --no-annotate --generate-hashes \
+	$(UV) pip compile --quiet --universal --python-version 3.11 --no-annotate --no-header --generate-hashes \
 	  --extra pipeline --extra test -c requirements.txt -o requirements-test.txt pyproject.toml
-	$(UV) pip compile --quiet --universal --python-version 3.11 --no-emit-index-url --no-annotate --no-header --generate-hashes \
+	$(UV) pip compile --quiet --universal --python-version 3.11 --no-annotate --no-header --generate-hashes \
 	  -o tests/serving/clients/requirements.txt tests/serving/clients/requirements.in
 
 clean:
