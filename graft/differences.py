@@ -20,7 +20,7 @@ def facts(record: Mapping[str, Any], parameters: str | None) -> Facts:
     data = {"fingerprint": str(record.get("data"))[:12], "test pictures": record.get("test_images")}
     return {
         "data": {**data, **{f"pictures of {name}": count for name, count in images.items()}},
-        "parameters": _flat(loaded or {}),
+        "parameters": flatten(loaded or {}),
         "metrics": dict(record.get("metrics") or {}) | {"accuracy": record.get("accuracy")},
     }
 
@@ -37,11 +37,12 @@ def rows(before: Facts, after: Facts) -> list[tuple[str, str, str, str]]:
     return found
 
 
-def _flat(section: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(section: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one, with dotted names."""
     found: dict[str, Any] = {}
     for name, value in section.items():
         if isinstance(value, Mapping):
-            found |= _flat(value, f"{prefix}{name}.")
+            found |= flatten(value, f"{prefix}{name}.")
         else:
             found[f"{prefix}{name}"] = value
     return found

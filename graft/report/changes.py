@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from graft.differences import flatten
+
 METRICS = "metrics.json"
 PARAMS = "params.yaml"
 
@@ -56,17 +58,6 @@ def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Cha
     old, new = flatten(before), flatten(after)
     names = [*new, *(name for name in old if name not in new)]
     return [(name, old.get(name), new.get(name)) for name in names if old.get(name) != new.get(name)]
-
-
-def flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as one, with dotted names."""
-    flat: dict[str, Any] = {}
-    for name, value in nested.items():
-        if isinstance(value, Mapping):
-            flat |= flatten(value, f"{prefix}{name}.")
-        else:
-            flat[f"{prefix}{name}"] = value
-    return flat
 
 
 def _previous(root: Path) -> str | None:

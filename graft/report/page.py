@@ -10,10 +10,11 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from graft.differences import flatten
 from graft.evaluation.album import COLUMNS
 from graft.evaluation.corruptions import STRENGTHS
 from graft.report import view
-from graft.report.changes import Changes, flatten
+from graft.report.changes import Changes
 from graft.report.charts import Axis, Frame, Series, line_chart, nice_axis
 
 HERE = Path(__file__).parent

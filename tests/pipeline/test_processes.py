@@ -109,7 +109,7 @@ def test_the_second_run_waits_says_for_whom_and_finds_nothing_to_do(empty):
 
 def test_independent_stages_run_side_by_side(empty):
     if (os.cpu_count() or 1) < 2:
-        pytest.skip("one core: no room for a second stage")
+        pytest.skip("SKIPPED ALOUD: one core, on which the engine rightly runs stages one after the other")
     meet = "touch {me}.began; while [ ! -e {other}.began ]; do :; done; echo 1 > {me}.txt"
     write_stages(
         empty,

@@ -25,7 +25,7 @@ def test_here_the_cpu_runs_a_network() -> None:
 
 def test_a_provider_that_is_not_what_it_says_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
     if providers.count_gpus():
-        pytest.skip("CUDA would really come up here")
+        pytest.skip("SKIPPED ALOUD: a GPU answers here, so CUDA really comes up; only a machine without one shows this")
     with pytest.raises(GraftError, match="could not load it"):
         doctor.try_provider("cuda")
     monkeypatch.setattr(doctor.np, "allclose", lambda *_, **__: False)
@@ -35,7 +35,7 @@ def test_a_provider_that_is_not_what_it_says_is_found_out(monkeypatch: pytest.Mo
 
 def test_a_gpu_whose_cuda_does_not_come_up_is_a_problem_with_a_mend(monkeypatch: pytest.MonkeyPatch) -> None:
     if providers.count_gpus():
-        pytest.skip("CUDA would really come up here")
+        pytest.skip("SKIPPED ALOUD: a GPU answers here, so CUDA really comes up; only a machine without one shows this")
     monkeypatch.setattr(providers, "lacking", lambda _: "")
     monkeypatch.setattr(doctor, "_version", lambda _: "")
     found = {finding.subject: finding for finding in doctor.computing(gpu=True)}

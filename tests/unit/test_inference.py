@@ -44,7 +44,7 @@ def test_cuda_without_a_gpu_is_an_error(model_path: Path, monkeypatch: pytest.Mo
 
 def test_a_session_that_fell_back_unseen_is_refused(model_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if providers.count_gpus():
-        pytest.skip("CUDA would really come up here")
+        pytest.skip("SKIPPED ALOUD: a GPU answers here, so CUDA really comes up; only a machine without one shows this")
     monkeypatch.setattr(providers, "count_gpus", lambda: 1)
     monkeypatch.setattr(providers, "preload", lambda: "")
     with pytest.raises(GraftError, match=r"came up with CPUExecutionProvider|no CUDA"):
@@ -97,7 +97,7 @@ def test_images_of_another_shape_are_refused(model_path: Path, shape: tuple[int,
 
 def test_auto_that_cannot_have_the_gpu_says_why(model_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if providers.count_gpus():
-        pytest.skip("CUDA would really come up here")
+        pytest.skip("SKIPPED ALOUD: a GPU answers here, so CUDA really comes up; only a machine without one shows this")
     monkeypatch.setattr(providers, "count_gpus", lambda: 1)
     monkeypatch.setattr(providers, "preload", lambda: "Failed to load libcudnn.so.9")
     model = open_model(model_path, "auto")

@@ -8,6 +8,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from chromium import FLAGS
 from stand_in import write_project
 
 from graft import params
@@ -16,17 +17,6 @@ from graft.evaluation.run import run
 pytestmark = pytest.mark.browser
 TEXT = (Path(__file__).parents[2] / "params.yaml").read_text(encoding="utf-8")
 QUICK = ("evaluate.corruption_images=12", "evaluate.gallery=4", "evaluate.map_images=60", "evaluate.map=pca")
-FLAGS = (
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--enable-logging=stderr",
-)
 # Acts as a person would, then leaves what it saw in the page's title.
 PROBE = """
 const seen = {};
@@ -79,7 +69,14 @@ def visit(browser: str, page: Path, profile: Path, width: int) -> tuple[dict[str
     html = page.read_text(encoding="utf-8")
     probed = page.with_name(f"probed-{width}.html")
     probed.write_text(html.replace("</body>", f"<script>{PROBE}</script></body>"), encoding="utf-8")
-    command = [browser, *FLAGS, f"--user-data-dir={profile}", f"--window-size={width},900", "--dump-dom"]
+    command = [
+        browser,
+        *FLAGS,
+        "--enable-logging=stderr",
+        f"--user-data-dir={profile}",
+        f"--window-size={width},900",
+        "--dump-dom",
+    ]
     done = subprocess.run([*command, probed.as_uri()], capture_output=True, text=True, timeout=120, check=True)
     seen = done.stdout.split('data-seen="', 1)[1].split('"', 1)[0].replace("&quot;", '"')
     return json.loads(seen), "\n".join(line for line in done.stderr.splitlines() if "CONSOLE" in line)

@@ -86,7 +86,12 @@ SHAPELESS = {
 
 # Imported by a stage without shaping its outputs: all but `prepare` use the data sets' code only to read
 # what `prepare` wrote (whose bytes they watch), and the page that `evaluate` renders is no output.
-READING = {"graft/datasets": "prepare", "graft/images.py": "prepare", "graft/report": None}
+READING = {
+    "graft/datasets": "prepare",
+    "graft/images.py": "prepare",
+    "graft/report": None,
+    "graft/differences.py": None,
+}
 
 
 @pytest.mark.parametrize("path", STAGES, ids=lambda path: path.stem)
