@@ -124,7 +124,6 @@ class Evaluate(Section):
     baselines: tuple[Literal["pixels", "random"], ...] = Field(strict=False)
     calibration_images: Positive
     corruption_images: Annotated[int, Field(ge=0)]
-    precision_images: Positive
     gallery: Annotated[int, Field(ge=1, le=48)]
     map: Literal["pca", "tsne"]
     map_images: Annotated[int, Field(ge=0, le=2000)]

@@ -23,7 +23,7 @@ SLACK = 0.05  # by which a thumbnail may agree less than the picture
 # most this share of that to the tenth neighbour (tenth, so that a handful of copies do not hide each other).
 STANDS_OUT = 0.25
 NEIGHBOURS = 10
-BLOCK = 1024  # pictures at once, so that memory does not grow with the training split
+BLOCK = 2048  # pictures of either side at once, so that memory does not grow with the splits
 
 
 @dataclass(frozen=True)
@@ -45,17 +45,17 @@ def pairs(test: ShardedArray, others: Mapping[str, ShardedArray], least: float) 
     than many others is none.
     """
     plain = np.concatenate([_thumbnails(batch) for batch in test.batches(BLOCK)])
+    sought = np.concatenate([plain, _mirrored(plain)])  # row N + i is test picture i seen in a mirror
+    best = {split: _nearest(sought, other) for split, other in others.items()}
+    likest = np.max([likeness for likeness, _ in best.values()], axis=0)
+    rows = np.flatnonzero(likest >= least - SLACK)
+    rows = rows[_stands_out(sought[rows], likest[rows], others.values())]
     found: dict[int, Pair] = {}
-    for mirrored in (False, True):
-        best = {split: _nearest(plain, other, mirrored) for split, other in others.items()}
-        likest = np.max([likeness for likeness, _ in best.values()], axis=0)
-        rows = np.flatnonzero(likest >= least - SLACK)
-        rows = rows[1 - likest[rows] <= STANDS_OUT * (1 - _tenth(plain[rows], others.values(), mirrored))]
-        for split, (likeness, index) in best.items():
-            mine = rows[likeness[rows] == likest[rows]]
-            for pair in _exact(test, others[split], split, mine, index[mine], mirrored):
-                if pair.similarity >= least and pair.similarity > _similarity(found.get(pair.test)):
-                    found[pair.test] = pair
+    for split, (likeness, index) in best.items():
+        mine = rows[likeness[rows] == likest[rows]]
+        for pair in _exact(test, others[split], split, mine, index[mine]):
+            if pair.similarity >= least and pair.similarity > _similarity(found.get(pair.test)):
+                found[pair.test] = pair
     return sorted(found.values(), key=lambda pair: (-pair.similarity, pair.test))
 
 
@@ -63,44 +63,50 @@ def _similarity(pair: Pair | None) -> float:
     return pair.similarity if pair else -1.0
 
 
-def _exact(
-    test: ShardedArray, other: ShardedArray, split: str, rows: Array, index: Array, mirrored: bool
-) -> Iterator[Pair]:
-    """Pairs of test `rows` and the pictures at `index`, compared by all their pixels."""
+def _exact(test: ShardedArray, other: ShardedArray, split: str, rows: Array, index: Array) -> Iterator[Pair]:
+    """Pairs of the `rows` sought and the pictures at `index`, compared by all their pixels."""
     for start in range(0, len(rows), BLOCK):
-        part = slice(start, start + BLOCK)
-        similarities = _correlation(test.take(rows[part]), other.take(index[part]), mirrored)
-        for row, twin, similarity in zip(rows[part], index[part], similarities, strict=True):
-            yield Pair(int(row), split, int(twin), float(similarity), mirrored)
+        turn, own = np.divmod(rows[start : start + BLOCK], len(test))
+        twins = index[start : start + BLOCK]
+        pictures, mirrored = test.take(own), turn == 1
+        pictures[mirrored] = pictures[mirrored][:, :, ::-1]
+        similarities = _correlation(pictures, other.take(twins))
+        for row, twin, similarity, mirror in zip(own, twins, similarities, mirrored, strict=True):
+            yield Pair(int(row), split, int(twin), float(similarity), bool(mirror))
 
 
-def _nearest(plain: Array, other: ShardedArray, mirror: bool) -> tuple[Array, Array]:
-    """For each row of `plain` the likeness and index of the likest thumbnail in `other`."""
-    likeness = np.full(len(plain), -1.0, dtype=np.float32)
-    index = np.zeros(len(plain), dtype=np.int64)
-    first = 0
-    for thumbnails in _blocks(other, mirror):
-        product = plain @ thumbnails.T
+def _nearest(sought: Array, other: ShardedArray) -> tuple[Array, Array]:
+    """For each row of `sought` the likeness and index of the likest thumbnail in `other`."""
+    likeness = np.full(len(sought), -1.0, dtype=np.float32)
+    index = np.zeros(len(sought), dtype=np.int64)
+    for first, part, product in _products(sought, other):
         columns = product.argmax(axis=1)
-        value = product[np.arange(len(plain)), columns]
-        better = value > likeness
-        likeness[better], index[better] = value[better], first + columns[better]
-        first += len(thumbnails)
+        value = product[np.arange(len(product)), columns]
+        better = value > likeness[part]
+        likeness[part][better], index[part][better] = value[better], first + columns[better]
     return likeness, index
 
 
-def _tenth(plain: Array, others: Iterable[ShardedArray], mirror: bool) -> Array:
-    """For each row of `plain` the likeness of its `NEIGHBOURS`-th likest thumbnail; -1 if there are fewer."""
-    best = np.full((len(plain), NEIGHBOURS), -1.0, dtype=np.float32)
+def _stands_out(sought: Array, likest: Array, others: Iterable[ShardedArray]) -> Array:
+    """Which rows of `sought` are so near to their likest thumbnail that `STANDS_OUT` holds, N booleans."""
+    # The tenth neighbour is far enough away if fewer than ten are nearer: counting spares sorting.
+    bound = 1 - (1 - likest) / STANDS_OUT
+    nearer = np.zeros(len(sought), dtype=np.int64)
     for other in others:
-        for thumbnails in _blocks(other, mirror):
-            best = np.sort(np.concatenate([best, plain @ thumbnails.T], axis=1), axis=1)[:, -NEIGHBOURS:]
-    return best[:, 0]
+        for _, part, product in _products(sought, other):
+            nearer[part] += np.count_nonzero(product > bound[part, None], axis=1)
+    return np.asarray(nearer < NEIGHBOURS)
 
 
-def _blocks(pictures: ShardedArray, mirror: bool) -> Iterator[Array]:
-    for batch in pictures.batches(BLOCK):
-        yield _thumbnails(batch[:, :, ::-1] if mirror else batch)
+def _products(sought: Array, other: ShardedArray) -> Iterator[tuple[int, slice, Array]]:
+    """Likeness of rows of `sought` (a slice) to a block of `other` (from its first row on), block by block."""
+    first = 0
+    for pictures in other.batches(BLOCK):
+        thumbnails = _thumbnails(pictures)
+        for start in range(0, len(sought), BLOCK):
+            part = slice(start, start + BLOCK)
+            yield first, part, sought[part] @ thumbnails.T
+        first += len(thumbnails)
 
 
 def _thumbnails(pictures: Array) -> Array:
@@ -113,8 +119,11 @@ def _thumbnails(pictures: Array) -> Array:
     return _unit(cells.reshape(count, -1))
 
 
-def _correlation(a: Array, b: Array, mirrored: bool) -> Array:
-    b = b[:, :, ::-1] if mirrored else b
+def _mirrored(thumbnails: Array) -> Array:
+    return np.ascontiguousarray(thumbnails.reshape(-1, THUMBNAIL, THUMBNAIL)[:, :, ::-1].reshape(len(thumbnails), -1))
+
+
+def _correlation(a: Array, b: Array) -> Array:
     flat_a, flat_b = (_unit(x.reshape(len(x), -1).astype(np.float32)) for x in (a, b))
     return np.asarray((flat_a * flat_b).sum(axis=1))
 

@@ -11,7 +11,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from graft.evaluation.corruptions import CORRUPTIONS, STRENGTHS
+
 Array = npt.NDArray[Any]
+
+ROC_STEPS = 101  # a point a percent of false positives
 
 
 def write_plots(folder: Path, record: Mapping[str, Any], labels: Array, predicted: Array) -> None:
@@ -19,20 +23,22 @@ def write_plots(folder: Path, record: Mapping[str, Any], labels: Array, predicte
 
     confusion.csv      actual, predicted: a row a picture         (templates confusion, confusion_normalized)
     history/*.csv      epoch, loss, accuracy, val_loss, …         (template linear)
-    calibration.csv    confidence, accuracy, kind                 (template linear or scatter)
-    roc.csv            false_positive_rate, true_positive_rate, class   (template simple)
-    per_class.csv      class, precision, recall, f1               (template bar_horizontal)
-    robustness.csv     strength, accuracy, corruption             (template simple)
+    calibration.csv    confidence, accuracy, images               (template linear)
+    roc.csv            false_positive_rate, true_positive_rate    (template simple): the mean of the classes' curves
+    per_class.csv      class, images, precision, recall, f1       (template bar_horizontal)
+    robustness.csv     strength, a column a corruption            (template linear)
+
+    DVC draws one line through all rows of a column, so that no column holds two curves.
     """
     names = record["classes"]
     actual = ({"actual": names[a], "predicted": names[p]} for a, p in zip(labels, predicted, strict=True))
     _write(folder / "confusion.csv", ("actual", "predicted"), actual)
     for part, epochs in record["history"].items():
         _write_history(folder / "history" / f"{part}.csv", epochs)
-    _write(folder / "calibration.csv", ("confidence", "accuracy", "images", "kind"), _calibration(record))
-    _write(folder / "roc.csv", ("false_positive_rate", "true_positive_rate", "class"), _roc(record))
+    _write(folder / "calibration.csv", ("confidence", "accuracy", "images"), _calibration(record))
+    _write(folder / "roc.csv", ("false_positive_rate", "true_positive_rate"), _roc(record))
     _write(folder / "per_class.csv", ("class", "images", "precision", "recall", "f1"), _per_class(record))
-    _write(folder / "robustness.csv", ("strength", "accuracy", "corruption"), _robustness(record))
+    _write(folder / "robustness.csv", ("strength", *CORRUPTIONS), _robustness(record))
 
 
 def _write_history(path: Path, epochs: list[dict[str, Any]]) -> None:
@@ -41,19 +47,16 @@ def _write_history(path: Path, epochs: list[dict[str, Any]]) -> None:
 
 
 def _calibration(record: Mapping[str, Any]) -> Iterable[dict[str, Any]]:
-    for kind, found in record["calibration"].items():
-        for item in found["bins"]:
-            yield {key: item[key] for key in ("confidence", "accuracy", "images")} | {"kind": kind}
+    for item in record["calibration"]["exported"]["bins"]:
+        yield {key: item[key] for key in ("confidence", "accuracy", "images")}
 
 
 def _roc(record: Mapping[str, Any]) -> Iterable[dict[str, Any]]:
-    for curve in record["roc"]:
-        for false_rate, true_rate in zip(curve["false_rate"], curve["true_rate"], strict=True):
-            yield {
-                "false_positive_rate": false_rate,
-                "true_positive_rate": true_rate,
-                "class": curve["class"],
-            }
+    """The classes' curves averaged at each percent of false positives (Fawcett 2006, vertical averaging)."""
+    curves = record["roc"]
+    for false_rate in np.linspace(0, 1, ROC_STEPS) if curves else ():
+        rates = [np.interp(false_rate, curve["false_rate"], curve["true_rate"]) for curve in curves]
+        yield {"false_positive_rate": false_rate, "true_positive_rate": float(np.mean(rates))}
 
 
 def _per_class(record: Mapping[str, Any]) -> Iterable[dict[str, Any]]:
@@ -62,10 +65,13 @@ def _per_class(record: Mapping[str, Any]) -> Iterable[dict[str, Any]]:
 
 
 def _robustness(record: Mapping[str, Any]) -> Iterable[dict[str, Any]]:
-    robustness = record["robustness"] or {"curves": {}}
-    for name, points in robustness["curves"].items():
-        for strength, point in enumerate([robustness["clean"], *points]):
-            yield {"strength": strength, "accuracy": point["value"], "corruption": name}
+    robustness = record["robustness"]
+    for strength in range(STRENGTHS + 1) if robustness else ():
+        row = {
+            name: (points[strength - 1] if strength else robustness["clean"])["value"]
+            for name, points in robustness["curves"].items()
+        }
+        yield {"strength": strength} | row
 
 
 def _write(path: Path, columns: Iterable[str], rows: Iterable[Mapping[str, Any]]) -> None:

@@ -1,6 +1,6 @@
 """The whole evaluation of an exported model: from pictures and files to one record of findings.
 
-In: a `Study` and a way to predict for each exported precision. Out: `Findings`: the record behind metrics, plots
+In: a `Study` and a way to predict with the exported file. Out: `Findings`: the record behind metrics, plots
 and page, the test probabilities and the album of pictures. Nothing in it depends on the clock or the machine's
 speed, so that two runs write the same bytes.
 """
@@ -29,7 +29,7 @@ from graft.progress import Meter
 
 Array = npt.NDArray[Any]
 
-FORMAT = 1
+FORMAT = 2  # of the record: another number is another layout
 ROC_POINTS = 101  # of each curve on the page: one a percent
 CELL_PICTURES = 8  # of each kind of mistake
 HIT_PICTURES = 4  # of each class's hits
@@ -72,36 +72,33 @@ class Judged:
         return np.asarray(self.predicted == self.labels)
 
 
-def evaluate(study: Study, predict: Mapping[str, Predict], params: Params) -> Findings:
-    """Measure everything that `params.evaluate` asks for on the files behind `predict` (precision → predictions).
+def evaluate(study: Study, predict: Predict, params: Params) -> Findings:
+    """Measure everything that `params.evaluate` asks for on the file behind `predict`.
 
     Raises:
         InputError: an input is missing, or there are no test pictures.
         GraftError: the model's probabilities are not probabilities.
     """
     knobs, album = params.evaluate, Album()
-    main = next(iter(predict))
-    judged = _judge(study, predict[main], knobs.batch_size)
-    temperature = _temperature(study, predict[main], params)
+    judged = _judge(study, predict, knobs.batch_size)
+    calibration = _calibration(study, judged, predict, params)
     contenders = _contenders(study, judged, params)
     record: dict[str, Any] = {
         "format": FORMAT,
         "classes": list(judged.classes),
-        "precision": main,
         "data": _data(study),
-        "temperature": temperature,
         "contenders": contenders,
         "history": {part: study.history(part) for part in ("head", "finetuned")},
-        "calibration": _calibration(judged, temperature),
+        "calibration": calibration,
         "confusion": _confusion(judged, album),
         "roc": _roc(judged),
         "per_class": [
             asdict(score) for score in metrics.per_class(judged.probabilities, judged.labels, judged.classes)
         ],
-        "gallery": _gallery(study, judged, predict[main], album, knobs.gallery),
-        "robustness": _robustness(study, judged, predict[main], params),
-        "precisions": _precisions(study, judged, predict, params),
-        "label_errors": _label_errors(study, judged, temperature, album, params),
+        "gallery": _gallery(study, judged, predict, album, knobs.gallery),
+        "robustness": _robustness(study, judged, predict, params),
+        "precisions": _precisions(study),
+        "label_errors": _label_errors(study, judged, calibration, album, params),
         "near_duplicates": _near_duplicates(study, album, params),
         "map": _map(study, judged, album, params),
     }
@@ -131,7 +128,7 @@ def _judge(study: Study, predict: Predict, batch: int) -> Judged:
     return Judged(probabilities, labels, study.names("test"), study.classes)
 
 
-def _temperature(study: Study, predict: Predict, params: Params) -> float | None:
+def _fitted_temperature(study: Study, predict: Predict, params: Params) -> float | None:
     labels = study.labels("validation")
     chosen = stratified(labels, params.evaluate.calibration_images, params.seed)
     if not len(chosen):
@@ -162,20 +159,29 @@ def _contenders(study: Study, judged: Judged, params: Params) -> list[dict[str, 
     return found
 
 
-def _calibration(judged: Judged, temperature: float | None) -> dict[str, Any]:
-    kinds = {"plain": judged.probabilities}
+def _calibration(study: Study, judged: Judged, predict: Predict, params: Params) -> dict[str, Any]:
+    """How honest the confidence is: of the file as `exported`, and `other`wise.
+
+    That is without the temperature which is `inside` the file or, where none is, with one fitted on validation
+    pictures; None without such pictures.
+    """
+    inside = study.temperature
+    temperature = inside or _fitted_temperature(study, predict, params)
+    other = None
     if temperature is not None:
-        kinds["scaled"] = apply_temperature(judged.probabilities, temperature)
-    found = {}
-    for kind, probabilities in kinds.items():
-        bins = metrics.reliability(probabilities, judged.labels)
-        found[kind] = {
-            "bins": [asdict(item) for item in bins],
-            "ece": metrics.expected_calibration_error(bins),
-            "log_loss": metrics.log_loss(probabilities, judged.labels),
-            "brier": metrics.brier(probabilities, judged.labels),
-        }
-    return found
+        other = _honesty(apply_temperature(judged.probabilities, 1 / inside if inside else temperature), judged.labels)
+    exported = _honesty(judged.probabilities, judged.labels)
+    return {"temperature": temperature, "inside": inside is not None, "exported": exported, "other": other}
+
+
+def _honesty(probabilities: Array, labels: Array) -> dict[str, Any]:
+    bins = metrics.reliability(probabilities, labels)
+    return {
+        "bins": [asdict(item) for item in bins],
+        "ece": metrics.expected_calibration_error(bins),
+        "log_loss": metrics.log_loss(probabilities, labels),
+        "brier": metrics.brier(probabilities, labels),
+    }
 
 
 def _confusion(judged: Judged, album: Album) -> dict[str, Any]:
@@ -242,40 +248,28 @@ def _robustness(study: Study, judged: Judged, predict: Predict, params: Params) 
     }
 
 
-def _precisions(study: Study, judged: Judged, predict: Mapping[str, Predict], params: Params) -> list[dict[str, Any]]:
-    """Accuracy of each exported file on the same pictures, and how often it agrees with the first."""
-    chosen = stratified(judged.labels, params.evaluate.precision_images, params.seed)
-    images, size = study.images("test"), params.evaluate.batch_size
-    found = []
-    for name, predictor in predict.items():
-        if name == next(iter(predict)):
-            probabilities = judged.probabilities[chosen]
-        else:
-            batches = (images.take(chosen[start : start + size]) for start in range(0, len(chosen), size))
-            probabilities = predict_all(predictor, batches, len(chosen), f"{name} images")
-            metrics.check(probabilities, judged.labels[chosen], judged.classes)
-        agreement = float((probabilities.argmax(axis=1) == judged.predicted[chosen]).mean())
-        facts = study.exported[name]
-        found.append(
-            {
-                "name": name,
-                "images": len(chosen),
-                **asdict(metrics.accuracy(probabilities, judged.labels[chosen])),
-                "agreement": agreement,
-                "bytes": facts["bytes"],
-                "max_difference": facts.get("max_difference"),
-            }
-        )
-    return found
+def _precisions(study: Study) -> list[dict[str, Any]]:
+    """Each exported file on all test pictures, as the export stage measured it with ONNX Runtime before it shipped."""
+    return [
+        {
+            "name": name,
+            "images": facts["test_images"],
+            **asdict(metrics.wilson(round(facts["accuracy"] * facts["test_images"]), facts["test_images"])),
+            "agreement": facts["test_agreement"],
+            "bytes": facts["bytes"],
+        }
+        for name, facts in study.exported.items()
+    ]
 
 
 def _label_errors(
-    study: Study, judged: Judged, temperature: float | None, album: Album, params: Params
+    study: Study, judged: Judged, calibration: Mapping[str, Any], album: Album, params: Params
 ) -> dict[str, Any]:
     """Suspects of the test split by the exported file, of the training split by a linear model on frozen features."""
     train = study.labels("train")
     # At its own temperature: an overconfident model would take every mistake of its own for a wrong label.
-    honest = apply_temperature(judged.probabilities, temperature or 1.0)
+    offered = None if calibration["inside"] else calibration["temperature"]
+    honest = apply_temperature(judged.probabilities, offered or 1.0)
     rows = project(study.features("train"), len(train), FEATURE_COMPONENTS, params.seed)
     by_split = {
         "test": label_errors.suspects(honest, judged.labels),
@@ -318,29 +312,24 @@ def _metrics(judged: Judged, record: dict[str, Any]) -> dict[str, Any]:
     """What `dvc metrics` shows: flat, and nothing that a second run would give differently."""
     scores = metrics.per_class(judged.probabilities, judged.labels, judged.classes)
     macro, weighted = metrics.averages(scores)
-    share, plain = metrics.accuracy(judged.probabilities, judged.labels), record["calibration"]["plain"]
+    share, calibration = metrics.accuracy(judged.probabilities, judged.labels), record["calibration"]
     found: dict[str, Any] = {
         "accuracy": share.value,
         "accuracy_low": share.low,
         "accuracy_high": share.high,
         **{f"{name}_macro": value for name, value in asdict(macro).items()},
         **{f"{name}_weighted": value for name, value in asdict(weighted).items()},
-        "log_loss": plain["log_loss"],
-        "brier": plain["brier"],
-        "ece": plain["ece"],
+        **{name: calibration["exported"][name] for name in ("log_loss", "brier", "ece")},
         "roc_auc_macro": metrics.mean_known([score.roc_auc for score in scores]),
         "average_precision_macro": metrics.mean_known([score.average_precision for score in scores]),
         "test_images": len(judged.labels),
     }
     if len(judged.classes) >= metrics.TOP5_CLASSES:
         found["top5_accuracy"] = metrics.top_k(judged.probabilities, judged.labels, 5)
-    if record["temperature"] is not None:
-        scaled = record["calibration"]["scaled"]
-        found |= {
-            "temperature": record["temperature"],
-            "ece_scaled": scaled["ece"],
-            "log_loss_scaled": scaled["log_loss"],
-        }
+    if calibration["other"]:
+        kind = "unscaled" if calibration["inside"] else "scaled"
+        found["temperature"] = calibration["temperature"]
+        found |= {f"{name}_{kind}": calibration["other"][name] for name in ("ece", "log_loss")}
     if record["robustness"]:
         points = [point["value"] for curve in record["robustness"]["curves"].values() for point in curve]
         found["corrupted_accuracy"] = sum(points) / len(points)

@@ -60,9 +60,15 @@ class Study:
 
     @cached_property
     def exported(self) -> dict[str, dict[str, Any]]:
-        """The shipped precisions of `export.json`: file, bytes, largest difference, agreement."""
+        """The shipped precisions of `export.json`: file, bytes, accuracy and agreement on the test pictures."""
         found: dict[str, dict[str, Any]] = self._json("models/onnx/export.json", "export")["precisions"]
         return {name: facts for name, facts in found.items() if facts.get("shipped", True)}
+
+    @property
+    def temperature(self) -> float | None:
+        """What the exported files divide their logits by, None where nothing is inside."""
+        found: float | None = self._json("models/onnx/export.json", "export").get("temperature")
+        return found
 
     def model_file(self, precision: str) -> Path:
         """Where the exported file of `precision` lies."""

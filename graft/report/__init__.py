@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from graft.errors import InputError
+from graft.evaluation.stage import FORMAT
 from graft.report.changes import since_commit
 from graft.report.page import render
 from graft.report.summary import markdown
@@ -33,7 +34,7 @@ def read_record(root: Path) -> dict[str, Any]:
         record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, json.JSONDecodeError):
         raise InputError(f"there is no evaluation in {FOLDER}; run `graft run` first") from None
-    if record.get("format") != 1:
+    if record.get("format") != FORMAT:
         raise InputError(f"{FOLDER} is of another version; run `graft run` again. Received: {record.get('format')}")
     return record
 

@@ -13,13 +13,17 @@ LEFT, RIGHT, TOP, BOTTOM = 46, 24, 12, 38
 
 @dataclass(frozen=True)
 class Series:
-    """A line: points in data units, a CSS class for its looks, perhaps a band of (low, high) and radii of dots."""
+    """A line: points in data units and a CSS class for its looks.
+
+    Perhaps a band of (low, high), radii of dots, and what each dot says when it is pointed at.
+    """
 
     name: str
     points: Sequence[tuple[float, float]]
     kind: str = "a"
     band: Sequence[tuple[float, float]] = ()
     dots: Sequence[float] = ()
+    notes: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -73,6 +77,12 @@ def line_chart(title: str, frame: Frame, series: Sequence[Series], diagonal: boo
     parts += [_line(frame, line) for line in series if line.points]
     parts.append(Markup("</svg>"))
     return Markup("").join(parts)
+
+
+def course(title: str, axis: Axis, lines: Sequence[Series]) -> str:
+    """What a screen reader says of lines that run from left to right: where each begins and ends."""
+    told = [f"{line.name} from {axis.text(line.points[0][1])} to {axis.text(line.points[-1][1])}" for line in lines]
+    return f"{title}: {', '.join(told)}"
 
 
 def nice_axis(label: str, values: Sequence[float], percent: bool = False, at_most: float | None = None) -> Axis:
@@ -139,10 +149,11 @@ def _line(frame: Frame, line: Series) -> Markup:
         )
     )
     radii = line.dots or ([3.0] if len(line.points) == 1 else [])
+    notes = line.notes or [line.name] * len(radii)
     parts += [
-        Markup('<circle class="dot {}" cx="{:.1f}" cy="{:.1f}" r="{:.1f}"/>').format(
-            line.kind, *frame.place(*point), radius
+        Markup('<circle class="dot {}" cx="{:.1f}" cy="{:.1f}" r="{:.1f}"><title>{}</title></circle>').format(
+            line.kind, *frame.place(*point), radius, note
         )
-        for point, radius in zip(line.points, radii, strict=bool(radii))
+        for point, radius, note in zip(line.points, radii, notes, strict=bool(radii))
     ]
     return Markup("").join(parts)

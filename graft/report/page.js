@@ -32,6 +32,28 @@
   systemDark.addEventListener("change", () => { nameTheme(); drawMap(); });
   nameTheme();
 
+  // On paper: light, and everything unfolded.
+  let before = null;
+  addEventListener("beforeprint", () => {
+    before = { theme: document.documentElement.dataset.theme, folded: [...document.querySelectorAll("details:not([open])")] };
+    document.documentElement.dataset.theme = "light";
+    before.folded.forEach((part) => { part.open = true; });
+    drawMap();
+  });
+  addEventListener("afterprint", () => {
+    if (before.theme) document.documentElement.dataset.theme = before.theme;
+    else delete document.documentElement.dataset.theme;
+    before.folded.forEach((part) => { part.open = false; });
+    drawMap();
+  });
+
+  // What is wider than the screen scrolls, by keyboard too; what is not is no stop on the way.
+  const regions = new ResizeObserver((entries) => entries.forEach(({ target }) => {
+    if (target.scrollWidth > target.clientWidth + 1 && target.role) target.tabIndex = 0;
+    else target.removeAttribute("tabindex");
+  }));
+  document.querySelectorAll(".scroll").forEach((region) => regions.observe(region));
+
   // Confusion matrix: one tab stop, arrows move, Enter or a click shows the pictures.
   const cells = [...document.querySelectorAll(".matrix button")];
   const panel = document.getElementById("cell");
@@ -164,6 +186,19 @@
       });
       document.getElementById("legend").append(button);
     });
+    // The nearest point that lies more in this direction than beside it.
+    const beyond = (down, right) => {
+      const [x, y] = place(data.points[chosen]);
+      let best = -1;
+      let least = Infinity;
+      data.points.forEach((point, index) => {
+        const [dx, dy] = [place(point)[0] - x, place(point)[1] - y];
+        const ahead = right ? right * dx : down * dy;
+        const aside = Math.abs(right ? dy : dx);
+        if (ahead > 0 && aside <= ahead && ahead + aside < least) [best, least] = [index, ahead + aside];
+      });
+      return best;
+    };
     const nearest = (event) => {
       const box = plane.getBoundingClientRect();
       const x = (event.clientX - box.left) * plane.width / box.width;
@@ -176,8 +211,8 @@
     plane.addEventListener("keydown", (event) => {
       if (!steps[event.key]) return;
       event.preventDefault();
-      const forward = event.key === "ArrowRight" || event.key === "ArrowDown";
-      choose((chosen + (forward ? 1 : -1) + data.points.length) % data.points.length);
+      const next = chosen < 0 ? 0 : beyond(...steps[event.key]);
+      if (next >= 0) choose(next);
     });
     drawMap();
   }

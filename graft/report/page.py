@@ -13,9 +13,10 @@ from markupsafe import Markup
 from graft.differences import flatten
 from graft.evaluation.album import COLUMNS
 from graft.evaluation.corruptions import STRENGTHS
+from graft.metrics import wilson
 from graft.report import view
 from graft.report.changes import Changes
-from graft.report.charts import Axis, Frame, Series, line_chart, nice_axis
+from graft.report.charts import Axis, Frame, Series, course, line_chart, nice_axis
 
 HERE = Path(__file__).parent
 MATRIX_CLASSES = 25  # that a confusion matrix can show and still be read
@@ -40,7 +41,7 @@ def render(record: Mapping[str, Any], sheet: bytes, changes: Changes, speed: Map
             charts=_charts(record),
             changes=changes,
             speed=speed,
-            provenance=flatten(record["model"]["provenance"]),
+            parameters=flatten(record["model"]["provenance"].get("parameters", {})),
         )
     )
 
@@ -60,6 +61,7 @@ def environment() -> jinja2.Environment:
         "number": view.number,
         "size": view.size,
         "short": view.short,
+        "plain": view.plain,
     }
     made.globals["css"] = _source("page.css")
     return made
@@ -90,10 +92,12 @@ def _history(part: str, epochs: list[dict[str, Any]]) -> dict[str, Any]:
             Series(label, [(epoch["epoch"], epoch[key]) for epoch in epochs if epoch.get(key) is not None], kind)
             for label, kind, key in pairs
         ]
-        values = [value for line in lines for _, value in line.points]
-        if values:
+        lines = [line for line in lines if line.points]
+        if lines:
+            values = [value for line in lines for _, value in line.points]
             up = nice_axis(name, values, percent, 1.0 if percent else None)
-            drawn[name] = line_chart(f"{PART_NAMES[part]}: {name} by epoch", Frame(across, up), lines)
+            title = course(f"{PART_NAMES[part]}, {name} by epoch", up, lines)
+            drawn[name] = line_chart(title, Frame(across, up), lines)
     return {"name": PART_NAMES[part], "epochs": len(epochs), "charts": drawn}
 
 
@@ -104,12 +108,24 @@ def _calibration(record: Mapping[str, Any]) -> Markup:
             kind,
             [(item["confidence"], item["accuracy"]) for item in found["bins"]],
             style,
+            band=_calibration_band(found["bins"]) if style == "a" else (),
             dots=[2 + 6 * (item["images"] / total) ** 0.5 for item in found["bins"]],
+            notes=[_calibration_note(kind, item) for item in found["bins"]],
         )
-        for (kind, found), style in zip(record["calibration"].items(), ("a", "b"), strict=False)
+        for (kind, found), style in zip(view.calibration_rows(record), ("a", "b"), strict=False)
     ]
     across = Axis("confidence", 0, 1, SHARES.ticks, percent=True)
     return line_chart("Accuracy by confidence", Frame(across, SHARES), lines, diagonal=True)
+
+
+def _calibration_band(bins: list[dict[str, Any]]) -> list[tuple[float, float]]:
+    intervals = [wilson(round(item["accuracy"] * item["images"]), item["images"]) for item in bins]
+    return [(interval.low, interval.high) for interval in intervals]
+
+
+def _calibration_note(kind: str, item: Mapping[str, Any]) -> str:
+    sure, right = view.percent(item["confidence"]), view.percent(item["accuracy"])
+    return f"{kind}: {sure} sure, {right} right, pictures: {item['images']:,}"
 
 
 def _roc(record: Mapping[str, Any]) -> Markup | None:
@@ -136,11 +152,14 @@ def _robustness(record: Mapping[str, Any]) -> list[dict[str, Any]]:
             "a",
             band=[(point["low"], point["high"]) for point in whole],
             dots=[2.5] * len(whole),
+            notes=[f"strength {strength}: {view.percent(point['value'])}" for strength, point in enumerate(whole)],
         )
-        chart = line_chart(f"Accuracy under {name} by strength", Frame(across, SHARES, 300, 200), [line])
+        title = course("Accuracy by strength", SHARES, [line])
+        chart = line_chart(title, Frame(across, SHARES, 300, 200), [line])
         found.append(
             {
                 "name": TITLES.get(name, name),
+                "points": curve,
                 "mean": sum(point["value"] for point in curve) / len(curve),
                 "chart": chart,
             }

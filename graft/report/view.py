@@ -20,6 +20,7 @@ CONTROL_WORDS = {
 }
 LOWER_IS_BETTER = ("log_loss", "brier", "ece", "label_suspects", "near_duplicates")
 SIGNIFICANT = 0.05
+UPRIGHT = 3  # characters of a class name that fit above a narrow column
 GAP = "\N{NO-BREAK SPACE}"  # between a number and its unit
 
 
@@ -49,6 +50,17 @@ def signed(value: float) -> str:
 def number(value: float | None, digits: int = 3) -> str:
     """A plain number, an unknown as a dash."""
     return "–" if value is None else f"{value:.{digits}f}"
+
+
+def plain(value: Any) -> str:
+    """A value of a metrics or parameters file as a person would write it there; a missing one as a dash."""
+    if value is None:
+        return "–"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(plain, value))}]"
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
 def size(value: int) -> str:
@@ -146,16 +158,31 @@ def trust(record: Mapping[str, Any]) -> list[str]:
 
 def confidence_sentence(record: Mapping[str, Any]) -> str:
     """Is the network too sure or too shy, by how much, and what temperature scaling would mend."""
-    plain = record["calibration"]["plain"]
-    total = sum(item["images"] for item in plain["bins"])
-    gap = sum(item["images"] * (item["confidence"] - item["accuracy"]) for item in plain["bins"]) / total
+    calibration = record["calibration"]
+    exported, other, temperature = (calibration[name] for name in ("exported", "other", "temperature"))
+    total = sum(item["images"] for item in exported["bins"])
+    gap = sum(item["images"] * (item["confidence"] - item["accuracy"]) for item in exported["bins"]) / total
     manner = "too sure" if gap > 0 else "too shy"
-    sentence = f"Confidence is off by {points(plain['ece'])} on average, mostly {manner}."
-    if record["temperature"] is None or "scaled" not in record["calibration"]:
+    sentence = f"Confidence is off by {points(exported['ece'])} on average, mostly {manner}."
+    if other is None:
         return sentence
-    scaled = record["calibration"]["scaled"]["ece"]
-    verb = "brings that to" if scaled < plain["ece"] else "would not help:"
-    return f"{sentence} A temperature of {record['temperature']:.2f} {verb} {points(scaled)}."
+    scaling, changed = f"temperature of {temperature:.2f}", points(other["ece"])
+    if calibration["inside"]:
+        return f"{sentence} Without the {scaling} inside the file it would be {changed}."
+    if other["ece"] < exported["ece"]:
+        return f"{sentence} A {scaling} would bring that to {changed}: set export.calibrate."
+    return f"{sentence} A {scaling} would not help: {changed}."
+
+
+def calibration_rows(record: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
+    """The exported file and its alternative in words, each with its scores."""
+    calibration = record["calibration"]
+    inside, other = calibration["inside"], calibration["other"]
+    if other is None:
+        return [("as exported", calibration["exported"])]
+    scaled = f"temperature {calibration['temperature']:.2f}"
+    first, second = (f"as exported, {scaled}", "without scaling") if inside else ("as exported", scaled)
+    return [(first, calibration["exported"]), (second, other)]
 
 
 def compared(names: tuple[str, str], test: PairedTest) -> str:
@@ -189,6 +216,11 @@ def class_rows(record: Mapping[str, Any]) -> list[dict[str, Any]]:
         count, other = max(others, key=lambda pair: pair[0], default=(0, 0))
         rows.append({**row, "index": index, "taken_for": record["classes"][other] if count else None, "taken": count})
     return rows
+
+
+def longest_name(record: Mapping[str, Any], shown: Sequence[int]) -> int:
+    """Characters in the longest name of the classes `shown`."""
+    return max(len(record["classes"][index]) for index in shown)
 
 
 def shown_classes(record: Mapping[str, Any], most: int) -> Sequence[int]:

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from stand_in import write_project
 
 from graft import params
 from graft.datasets import preparation
@@ -28,6 +29,7 @@ TINY = (
     "finetune.batch_size=8",
     "finetune.epochs=2",
 )
+QUICK = ("evaluate.corruption_images=12", "evaluate.gallery=4", "evaluate.map_images=120", "evaluate.map=pca")
 
 
 def pattern(kind: str, rng: np.random.Generator) -> np.ndarray:
@@ -62,3 +64,20 @@ def prepared(tiny: params.Params, tmp_path_factory: pytest.TempPathFactory) -> P
     folder = tmp_path_factory.mktemp("prepared")
     preparation.prepare(tiny, folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def quick() -> params.Params:
+    """Parameters for an evaluation of a second."""
+    return params.parse(params.override(TEXT, QUICK))
+
+
+@pytest.fixture(scope="session")
+def evaluated(quick: params.Params, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An evaluated project of digits, to look at and to copy."""
+    from graft.evaluation.run import run
+
+    root = tmp_path_factory.mktemp("evaluated")
+    write_project(root)
+    run(quick, root)
+    return root

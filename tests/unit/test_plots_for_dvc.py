@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,25 +11,19 @@ from typing import Any
 
 import pytest
 from ruamel.yaml import YAML
-from stand_in import write_project
-
-from graft import params
-from graft.evaluation.run import run
 
 PROJECT = Path(__file__).parents[2]
-QUICK = ("evaluate.corruption_images=6", "evaluate.gallery=1", "evaluate.map_images=0", "evaluate.baselines=[]")
 
 
 @pytest.fixture(scope="module")
-def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def repository(evaluated: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An evaluated project with this project's own plots section, its metrics committed, then changed."""
     root = tmp_path_factory.mktemp("plotted")
-    write_project(root)
-    run(params.parse(params.override((PROJECT / "params.yaml").read_text(encoding="utf-8"), QUICK)), root)
+    shutil.copy(evaluated / "metrics.json", root)
+    shutil.copytree(evaluated / "plots", root / "plots")
     whole = YAML(typ="safe").load((PROJECT / "dvc.yaml").read_text(encoding="utf-8"))
     with (root / "dvc.yaml").open("w", encoding="utf-8") as file:
         YAML().dump({"metrics": ["metrics.json"], "plots": whole["plots"]}, file)
-    (root / ".gitignore").write_text("data\nmodels\nreport\n", encoding="utf-8")
     for command in (("git", "init", "-q"), (sys.executable, "-m", "dvc", "init", "-q"), ("git", "add", "-A")):
         subprocess.run(command, cwd=root, check=True, capture_output=True)
     identity = ("-c", "user.name=T", "-c", "user.email=t@example.org")

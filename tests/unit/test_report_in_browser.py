@@ -9,14 +9,8 @@ from pathlib import Path
 
 import pytest
 from chromium import FLAGS
-from stand_in import write_project
-
-from graft import params
-from graft.evaluation.run import run
 
 pytestmark = pytest.mark.browser
-TEXT = (Path(__file__).parents[2] / "params.yaml").read_text(encoding="utf-8")
-QUICK = ("evaluate.corruption_images=12", "evaluate.gallery=4", "evaluate.map_images=60", "evaluate.map=pca")
 # Acts as a person would, then leaves what it saw in the page's title.
 PROBE = """
 const seen = {};
@@ -56,18 +50,10 @@ def browser() -> str:
     pytest.skip("SKIPPED ALOUD: no Chromium on this machine, the page was not tried in a browser")
 
 
-@pytest.fixture(scope="module")
-def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("shown")
-    write_project(root)
-    run(params.parse(params.override(TEXT, QUICK)), root)
-    return root
-
-
 def visit(browser: str, page: Path, profile: Path, width: int) -> tuple[dict[str, object], str]:
     """What the probe saw on `page` in a window of `width` pixels, and what the console said."""
     html = page.read_text(encoding="utf-8")
-    probed = page.with_name(f"probed-{width}.html")
+    probed = profile / f"probed-{width}.html"
     probed.write_text(html.replace("</body>", f"<script>{PROBE}</script></body>"), encoding="utf-8")
     command = [
         browser,
@@ -82,9 +68,9 @@ def visit(browser: str, page: Path, profile: Path, width: int) -> tuple[dict[str
     return json.loads(seen), "\n".join(line for line in done.stderr.splitlines() if "CONSOLE" in line)
 
 
-def test_the_page_answers_to_mouse_and_keys(browser: str, project: Path, tmp_path: Path) -> None:
-    seen, console = visit(browser, project / "report/index.html", tmp_path, 1280)
-    record = json.loads((project / "data/evaluation/evaluation.json").read_text(encoding="utf-8"))
+def test_the_page_answers_to_mouse_and_keys(browser: str, evaluated: Path, tmp_path: Path) -> None:
+    seen, console = visit(browser, evaluated / "report/index.html", tmp_path, 1280)
+    record = json.loads((evaluated / "data/evaluation/evaluation.json").read_text(encoding="utf-8"))
     counts = record["confusion"]["counts"]
     assert console == ""
     assert " taken for " in str(seen["first"])
@@ -100,7 +86,7 @@ def test_the_page_answers_to_mouse_and_keys(browser: str, project: Path, tmp_pat
     assert seen["unnamed"] == 0
 
 
-def test_the_page_fits_a_phone(browser: str, project: Path, tmp_path: Path) -> None:
-    seen, console = visit(browser, project / "report/index.html", tmp_path, 500)
+def test_the_page_fits_a_phone(browser: str, evaluated: Path, tmp_path: Path) -> None:
+    seen, console = visit(browser, evaluated / "report/index.html", tmp_path, 500)
     assert console == ""
     assert seen["narrow"] is True
