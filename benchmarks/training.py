@@ -240,7 +240,7 @@ def head_training(pictures: Path, scratch: Path) -> None:
 
 
 def plain_head(settings: params.Params, prepared: Path) -> tuple[list[float], float]:
-    """Seconds of the last epochs and test accuracy of the textbook's recipe; normalised, without which it does not train."""
+    """Seconds of the last epochs and test accuracy of the textbook's recipe; unnormalised it would not train."""
     import keras
     from keras import layers
 
