@@ -56,8 +56,8 @@ def axis(size: int) -> Axis:
     for i in range(tiles):
         spread[:, i, i * tile : i * tile + points] = interpolate
         gather[i * tile : (i + 1) * tile, :, i] = _evaluation(points, tile).T
-    spread = spread[:, :, 1 : size + 1].reshape(-1, size)
-    return _axis(spread, _evaluation(points, TAPS), gather[:size].reshape(size, -1))
+    inside = spread[:, :, 1 : size + 1].reshape(-1, size)
+    return _axis(inside, _evaluation(points, TAPS), gather[:size].reshape(size, -1))
 
 
 def _axis(spread: npt.ArrayLike, kernel: npt.ArrayLike, gather: npt.ArrayLike) -> Axis:
