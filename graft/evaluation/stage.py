@@ -211,10 +211,10 @@ def _roc(judged: Judged) -> list[dict[str, Any]]:
 
 
 def _thinned(false_rate: Array, true_rate: Array) -> Array:
-    """Indices of at most `ROC_POINTS` + 1 points of a curve: the last in each percent, and the first."""
+    """Indices of at most `ROC_POINTS` + 2 points of a curve: the last in each percent and the rise at its start."""
     step = np.floor(false_rate * (ROC_POINTS - 1)).astype(int)
     last = np.flatnonzero(np.append(step[1:] != step[:-1], True))
-    return np.unique(np.append(0, last))
+    return np.unique([0, np.flatnonzero(false_rate == 0)[-1], *last])
 
 
 def _gallery(study: Study, judged: Judged, predict: Predict, album: Album, count: int) -> dict[str, Any]:

@@ -42,7 +42,16 @@ def test_dvc_draws_every_plot_with_its_templates(repository: Path) -> None:
     drawn = dvc(repository, "plots", "show", "--json")
     assert drawn.get("errors", []) == []
     plots = drawn.get("data", drawn)
-    wanted = {"Confusion", "Head, accuracy", "Fine-tuning, accuracy", "Head, loss", "Calibration", "ROC"}
+    wanted = {
+        "Confusion",
+        "Head, accuracy",
+        "Fine-tuning, accuracy",
+        "Head, loss",
+        "Calibration",
+        "ROC, mean of classes",
+        "F1 by class",
+        "Robustness, accuracy by strength",
+    }
     assert wanted <= set(plots)
     # A filled template holds its data as rows; 397 test pictures are 397 rows of the confusion matrix.
     content = plots["Confusion"][0]["content"]

@@ -46,6 +46,12 @@ def truth(evaluated: Path) -> Truth:
     return model.predict(study.images("test").read()), study.labels("test")
 
 
+@pytest.fixture(scope="module")
+def barest(quick: params.Params) -> params.Params:
+    """Without the one part that takes its time."""
+    return quick.model_copy(update={"evaluate": quick.evaluate.model_copy(update={"baselines": ()})})
+
+
 class Sections(HTMLParser):
     """The page by section: `tables[id][row][column]` and `words[id]`, both as a person reads them."""
 
@@ -445,9 +451,9 @@ def test_the_summary_is_short_and_says_the_gain(evaluated: Path, found: dict[str
     assert len(summary.splitlines()) < 30
 
 
-def test_class_names_are_escaped(evaluated: Path, quick: params.Params, tmp_path: Path) -> None:
+def test_class_names_are_escaped(evaluated: Path, barest: params.Params, tmp_path: Path) -> None:
     copy_with_classes(evaluated, tmp_path, ["<script>alert(1)</script>", "a & b"])
-    run(quick, tmp_path)
+    run(barest, tmp_path)
     page = (tmp_path / "report/index.html").read_text(encoding="utf-8")
     assert "<script>alert" not in page
     assert "&lt;script&gt;alert" in page
@@ -521,21 +527,21 @@ def test_a_poor_test_set_is_measured_and_the_page_says_so(
     assert words in Sections((tmp_path / "report/index.html").read_text(encoding="utf-8")).words["minute"]
 
 
-def test_an_empty_test_set_is_one_sentence(evaluated: Path, quick: params.Params, tmp_path: Path) -> None:
+def test_an_empty_test_set_is_one_sentence(evaluated: Path, barest: params.Params, tmp_path: Path) -> None:
     copy_with_classes(evaluated, tmp_path, ["even", "odd"], slice(0, 0))
     with pytest.raises(InputError, match="test split is empty"):
-        run(quick, tmp_path)
+        run(barest, tmp_path)
 
 
 def test_probabilities_that_are_not_numbers_are_one_sentence(
-    evaluated: Path, quick: params.Params, tmp_path: Path
+    evaluated: Path, barest: params.Params, tmp_path: Path
 ) -> None:
     copy(evaluated, tmp_path)
     layers = dict(np.load(io_layers(tmp_path, 10)))
     layers["dense_1/bias"] = np.full(10, np.nan)
     write_model(tmp_path / "models/onnx/model.fp32.onnx", layers, [str(digit) for digit in range(10)])
     with pytest.raises(GraftError, match="not numbers for 397 of 397 images"):
-        run(quick, tmp_path)
+        run(barest, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -550,20 +556,20 @@ def test_probabilities_that_are_not_numbers_are_one_sentence(
     ],
 )
 def test_a_missing_input_names_the_stage_that_makes_it(
-    evaluated: Path, quick: params.Params, tmp_path: Path, gone: str, words: str
+    evaluated: Path, barest: params.Params, tmp_path: Path, gone: str, words: str
 ) -> None:
     copy(evaluated, tmp_path)
     (tmp_path / gone).unlink()
     with pytest.raises(InputError, match=words):
-        run(quick, tmp_path)
+        run(barest, tmp_path)
 
 
-def test_a_model_of_other_classes_is_refused(evaluated: Path, quick: params.Params, tmp_path: Path) -> None:
+def test_a_model_of_other_classes_is_refused(evaluated: Path, barest: params.Params, tmp_path: Path) -> None:
     copy(evaluated, tmp_path)
     layers = dict(np.load(io_layers(tmp_path, 3)))
     write_model(tmp_path / "models/onnx/model.fp32.onnx", layers, ["a", "b", "c"])
     with pytest.raises(InputError, match="made for other pictures"):
-        run(quick, tmp_path)
+        run(barest, tmp_path)
 
 
 def test_a_report_without_an_evaluation_says_what_to_do(tmp_path: Path) -> None:
