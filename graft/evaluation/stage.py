@@ -102,7 +102,7 @@ def evaluate(study: Study, predict: Predict, params: Params) -> Findings:
         "near_duplicates": _near_duplicates(study, album, params),
         "map": _map(study, judged, album, params),
     }
-    record["metrics"] = _metrics(judged, record)
+    record["metrics"] = summarise(judged, record)
     record["notes"] = _notes(judged)
     record["pictures"] = _pictures(study, judged, album)
     return Findings(record, judged.probabilities, album)
@@ -308,7 +308,7 @@ def _map(study: Study, judged: Judged, album: Album, params: Params) -> dict[str
     return {"method": params.evaluate.map, "points": points}
 
 
-def _metrics(judged: Judged, record: dict[str, Any]) -> dict[str, Any]:
+def summarise(judged: Judged, record: dict[str, Any]) -> dict[str, Any]:
     """What `dvc metrics` shows: flat, and nothing that a second run would give differently."""
     scores = metrics.per_class(judged.probabilities, judged.labels, judged.classes)
     macro, weighted = metrics.averages(scores)

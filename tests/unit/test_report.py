@@ -21,7 +21,7 @@ from stand_in import TEMPERATURE, write_model, write_prepared
 
 from graft import params, report
 from graft.errors import GraftError, InputError
-from graft.evaluation import baselines
+from graft.evaluation import baselines, stage
 from graft.evaluation.corruptions import CORRUPTIONS, corrupt
 from graft.evaluation.robustness import stratified
 from graft.evaluation.run import run
@@ -403,6 +403,18 @@ def test_what_changed_is_on_the_page(evaluated: Path, record: dict[str, Any]) ->
         ["head.hidden", "[512]", "[512, 128]", "parameter"],
         ["export.calibrate", "false", "true", "parameter"],
     ]
+
+
+def test_among_many_classes_the_first_five_are_counted_and_shown(evaluated: Path, record: dict[str, Any]) -> None:
+    draws = np.random.default_rng(3)
+    probabilities, labels = draws.dirichlet(np.ones(20), 50), draws.integers(0, 20, 50)
+    names = [str(number) for number in range(20)]
+    scores = stage.summarise(stage.Judged(probabilities, labels, names, names), record)
+    wanted = reference.top_k_accuracy_score(labels, probabilities, k=5, labels=range(20))
+    assert scores["top5_accuracy"] == pytest.approx(wanted)
+    sheet = (evaluated / "data/evaluation/pictures.webp").read_bytes()
+    page = render({**record, "metrics": {**record["metrics"], "top5_accuracy": wanted}}, sheet, Changes(), None)
+    assert f"Top five {share(wanted)}" in Sections(page).words["minute"]
 
 
 def test_the_page_refers_to_nothing_outside_and_is_small(page: str) -> None:
