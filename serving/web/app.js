@@ -57,15 +57,14 @@ function describe() {
   if (!model) return;
   document.title = `Graft: ${model.name}`;
   const accuracy = ["test_accuracy", "accuracy", "validation_accuracy"].find((name) => name in model.metrics);
-  const date = model.provenance.date || model.written;
   const facts = [
     ["Model", model.name],
     ["Version", model.version],
     ["Runs on", { cpu: "CPU", cuda: "GPU (CUDA)" }[model.provider] + `, ${model.precision}`],
     ["Accuracy", accuracy ? `${percent(model.metrics[accuracy])} on ${accuracy === "validation_accuracy" ? "validation" : "test"} images` : "not stated in the file"],
-    [model.provenance.date ? "Trained" : "File written", new Date(date).toLocaleDateString(undefined, { dateStyle: "long" })],
+    ["Trained with", trainedWith(model.provenance)],
+    ["File written", day(model.written)],
     ["Sees", `${model.image_size[1]} × ${model.image_size[0]} pixels`],
-    ["Commit", (model.provenance.git || "unknown").slice(0, 12)],
     ["Classes", model.classes.length > 12 ? `${model.classes.length}` : model.classes.join(", ")],
   ];
   at("facts").replaceChildren(...facts.map(([name, value]) => {
@@ -73,6 +72,17 @@ function describe() {
     fact.append(element("dt", name), element("dd", value));
     return fact;
   }));
+}
+
+function day(date) {
+  return new Date(date).toLocaleDateString(undefined, { dateStyle: "long" });
+}
+
+// The file holds no clock's time, for equal inputs give equal files: its date is that of the code that trained it.
+function trainedWith({ git = "none", date = "none" }) {
+  if (git === "none") return "no commit";
+  const [commit, changes] = git.split("+");
+  return `commit ${commit.slice(0, 12)}${changes ? " and changes" : ""}${date === "none" ? "" : ` of ${day(date)}`}`;
 }
 
 function element(tag, text, className) {
