@@ -38,3 +38,11 @@ def test_tritonclient_over_http(client_python: Path, server: Server) -> None:
 
 def test_kserve_over_rest(client_python: Path, server: Server) -> None:
     assert len(run(client_python, "kserve_rest.py", server.url, "colours")) == 4
+
+
+def test_tritonclient_over_grpc(client_python: Path, server: Server) -> None:
+    assert len(run(client_python, "triton_grpc.py", server.grpc, "colours")) == 9
+
+
+def test_kserve_over_grpc(client_python: Path, server: Server) -> None:
+    assert len(run(client_python, "kserve_grpc.py", server.grpc, "colours")) == 3

@@ -9,11 +9,9 @@ import json
 import re
 import shutil
 import signal
-import ssl
 import subprocess
 import sys
 import threading
-import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +89,8 @@ def test_mistakes_on_the_command_line_are_one_sentence(server: Server, model_fil
         (("serve", "--model", model_file, "--port", str(server.address[1])), 2, "cannot be served"),
         (("serve", "--model", model_file, "--provider", "gpu"), 2, "Received: gpu"),
         (("serve", "--model", model_file, "--tls-key", text), 2, "both --tls-certificate and --tls-key"),
+        (("serve", "--model", model_file, "--tls-key", text, "--tls-certificate", text), 2, "no PEM certificate"),
+        (("serve", "--model", model_file, "--port", "0", "--grpc-port", server.grpc.split(":")[1]), 2, "--grpc-port"),
     ):
         said = run_graft(*arguments, code=code)
         assert words in said
@@ -259,22 +259,16 @@ def test_a_client_that_leaves_frees_its_place(tmp_path: Path) -> None:
         leavers = [http.client.HTTPConnection(*server.address) for _ in range(3)]
         for leaver in leavers:
             leaver.request("POST", "/v2/models/colours/infer", body, headers)
-        while pending(server) < 2:
+        while server.pending() < 2:
             pass
         for leaver in leavers:
             leaver.close()
-        while pending(server):
+        while server.pending():
             pass
         text = server.ask("GET", "/metrics")[1]
         assert 'nv_inference_request_failure{model="colours",reason="CANCELED",version="1"} 0.0' not in text
         while '"status":499' not in "".join(server.access):
             server.get("/v2/health/live")
-
-
-def pending(server: Server) -> float:
-    text = server.ask("GET", "/metrics")[1]
-    (line,) = [line for line in text.splitlines() if line.startswith("nv_inference_pending_request_count{")]
-    return float(line.rsplit(" ", 1)[1])
 
 
 def test_a_full_queue_is_answered_503_with_retry_after(tmp_path: Path) -> None:
@@ -380,30 +374,6 @@ def test_it_binds_to_loopback_unless_told_otherwise(server: Server) -> None:
     assert server.address[0] == "127.0.0.1"
 
 
-def test_tls_by_flags(model_file: Path, tmp_path: Path) -> None:
-    certificate, key = tmp_path / "certificate.pem", tmp_path / "key.pem"
-    command = [
-        "openssl",
-        "req",
-        "-x509",
-        "-newkey",
-        "rsa:2048",
-        "-nodes",
-        "-days",
-        "1",
-        "-subj",
-        "/CN=localhost",
-    ]
-    command += ["-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1"]
-    subprocess.run([*command, "-keyout", key, "-out", certificate], check=True, capture_output=True)
-    with serving("--model", model_file, "--tls-certificate", certificate, "--tls-key", key, "--drain", "0") as server:
-        assert server.url.startswith("https://")
-        trusted = ssl.create_default_context(cafile=str(certificate))
-        ready = f"{server.url}/v2/health/ready"
-        with urllib.request.urlopen(ready, context=trusted, timeout=30) as response:  # noqa: S310
-            assert json.load(response) == {"live": True, "ready": True}
-
-
 def test_nothing_of_the_pipeline_is_imported(model_file: Path, tmp_path: Path) -> None:
     """The server runs where TensorFlow, Keras, Prefect, DVC and onnx cannot be imported."""
     refused = {
@@ -417,6 +387,7 @@ def test_nothing_of_the_pipeline_is_imported(model_file: Path, tmp_path: Path) -
         "flows",
         "tasks",
         "fastapi",
+        "grpc",
     }
     (tmp_path / "sitecustomize.py").write_text(
         "import sys\n"
