@@ -101,9 +101,9 @@ def _options(settings: Settings) -> list[tuple[str, int]]:
 
 def _bind(server: grpc.aio.Server, address: str, security: Security) -> int:
     if security.tls_certificate is None or security.tls_key is None:
-        return server.add_insecure_port(address)
+        return int(server.add_insecure_port(address))
     pair = (security.tls_key.read_bytes(), security.tls_certificate.read_bytes())
-    return server.add_secure_port(address, grpc.ssl_server_credentials([pair]))
+    return int(server.add_secure_port(address, grpc.ssl_server_credentials([pair])))
 
 
 class _Handlers(grpc.GenericRpcHandler):

@@ -152,7 +152,7 @@ def test_tls_and_keys_hold_for_both_protocols(model_file: Path, tmp_path: Path) 
 
 
 def test_a_cancelled_call_frees_its_place_and_sigterm_answers_the_others(tmp_path: Path) -> None:
-    path = colour_model(tmp_path / "model.onnx", work=30, size=64)
+    path = colour_model(tmp_path / "model.onnx", work=8, size=64)
     body = infer(np.zeros((32, 64, 64, 3), np.uint8))
     with (
         serving("--model", path, "--grpc-port", "0", "--drain", "0.3") as server,
