@@ -58,9 +58,8 @@ function describe() {
   document.title = `Graft: ${model.name}`;
   const accuracy = ["test_accuracy", "accuracy", "validation_accuracy"].find((name) => name in model.metrics);
   const facts = [
-    ["Model", model.name],
-    ["Version", model.version],
-    ["Runs on", { cpu: "CPU", cuda: "GPU (CUDA)" }[model.provider] + `, ${model.precision}`],
+    ["Model", `${model.name}, version ${model.version}`],
+    ["Runs on", `${{ cpu: "CPU", cuda: "GPU (CUDA)", tensorrt: "GPU (TensorRT)" }[model.provider]}, ${model.precision}`],
     ["Accuracy", accuracy ? `${percent(model.metrics[accuracy])} on ${accuracy === "validation_accuracy" ? "validation" : "test"} images` : "not stated in the file"],
     ["Trained with", trainedWith(model.provenance)],
     ["File written", day(model.written)],
