@@ -94,10 +94,11 @@ def half_load(full: Path, quarter: Path) -> None:
         with graft(path):
             load.closed_loop(PORT, binary(1), 64, 0, WARM_UP)
             rate = load.closed_loop(PORT, binary(1), 64, 0, SECONDS).rate / 2
+            times = [batch / direct(path, batch, 0.5)[0] for batch in SMALL_BATCHES]
             for name, even in (("evenly", True), ("at random (Poisson)", False)):
                 results, own, ideal = [], [], []
                 for number in range(ROUNDS):
-                    times = [batch / direct(path, batch, 0.5)[0] for batch in SMALL_BATCHES]
+                    times[0] = 1 / direct(path, 1, 1.0)[0]
                     requests = load.open_loop(PORT, binary(1), rate, 2 * SECONDS, seed=number, even=even)
                     assert requests.errors == 0
                     results.append(requests)
