@@ -162,7 +162,7 @@ def _head_length(url: bytes, headers: list[tuple[bytes, bytes]]) -> int:
 class _Corked:
     """A transport that sends what is written in one turn of the loop at once.
 
-    An answer's head and body are written one after the other: joined they cost one system call and wake the client once.
+    An answer's head and body are written one after the other: joined they are one system call and one wake-up.
     """
 
     def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:

@@ -361,16 +361,12 @@ def test_pages_of_other_sites_cannot_reach_a_server_on_loopback(server: Server) 
     assert server.ask("GET", "/v2", headers={"origin": server.url})[0] == 200
 
 
-def test_named_origins_may_ask(model_file: Path) -> None:
+def test_named_origins_may_ask_and_control_by_request_can_be_off(model_file: Path) -> None:
     site = "https://app.example"
-    with serving("--model", model_file, "--cors-origin", site, "--drain", "0") as server:
+    with serving("--model", model_file, "--cors-origin", site, "--no-control", "--drain", "0") as server:
         status, _, headers = server.ask("GET", "/v2", headers={"origin": site})
         assert (status, headers["access-control-allow-origin"]) == (200, site)
         assert server.ask("GET", "/v2", headers={"origin": "https://other.example"})[0] == 403
-
-
-def test_control_by_request_can_be_off(model_file: Path) -> None:
-    with serving("--model", model_file, "--no-control", "--drain", "0") as server:
         for verb in ("load", "unload"):
             assert server.ask("POST", f"/v2/repository/models/colours/{verb}")[0] == 403
 
