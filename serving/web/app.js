@@ -81,7 +81,7 @@ function day(date) {
 function trainedWith({ git = "none", date = "none" }) {
   if (git === "none") return "no commit";
   const [commit, changes] = git.split("+");
-  return `commit ${commit.slice(0, 12)}${changes ? " and changes" : ""}${date === "none" ? "" : ` of ${day(date)}`}`;
+  return `commit ${commit.slice(0, 12)}${date === "none" ? "" : ` of ${day(date)}`}${changes ? ", with changes" : ""}`;
 }
 
 function element(tag, text, className) {
@@ -180,7 +180,7 @@ async function explain(label) {
 function words({ heat, label }) {
   let sum = 0, x = 0, y = 0;
   heat.forEach((row, i) => row.forEach((value, j) => {
-    const weight = value ** 3; // the hottest places, not the lukewarm rest
+    const weight = value ** 8; // the hottest place, not the middle between it and lukewarm ones
     sum += weight;
     x += weight * (j + 0.5) / row.length;
     y += weight * (i + 0.5) / heat.length;
