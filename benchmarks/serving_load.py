@@ -7,6 +7,7 @@ whether earlier ones are answered or not, and latency counts from the time a req
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections import deque
 from collections.abc import Callable
@@ -33,8 +34,8 @@ class Result:
         return len(self.latencies) / self.seconds
 
     def percentile(self, share: float) -> float:
-        """Latency in milliseconds that `share` per cent of the answers kept."""
-        return float(np.percentile(self.latencies, share)) * 1000
+        """Latency in milliseconds that `share` per cent of the answers kept; NaN where there were none."""
+        return float(np.percentile(self.latencies, share)) * 1000 if len(self.latencies) else math.nan
 
 
 class _Client(asyncio.Protocol):

@@ -159,12 +159,12 @@ def test_a_cancelled_call_frees_its_place_and_sigterm_answers_the_others(tmp_pat
         grpc.insecure_channel(server.grpc) as channel,
     ):
         call = channel.unary_unary(f"{SERVICE}ModelInfer")
-        under_way = [call.future(body) for _ in range(4)]
+        under_way = [call.future(body) for _ in range(5)]  # two may run at once
         while server.pending() < 3:
             pass
         under_way.pop().cancel()
         while server.pending() > 2:
             pass
         server.process.send_signal(signal.SIGTERM)
-        assert len([future.result(timeout=60) for future in under_way]) == 3
+        assert len([future.result(timeout=60) for future in under_way]) == 4
         assert server.process.wait(60) == 0
