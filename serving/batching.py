@@ -159,6 +159,7 @@ class Batcher:
             while True:
                 while not self._may_start():
                     if self._closing and not self._waiting:
+                        self._changed.notify_all()  # the other threads may end too
                         return []
                     self._changed.wait()
                 if self._options.max_queue_delay > 0:

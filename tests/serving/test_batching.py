@@ -192,14 +192,19 @@ async def test_a_failed_run_fails_its_requests_and_no_others() -> None:
         assert statistics.failures["BACKEND"] == 1
 
 
-@in_loop
-async def test_closing_answers_what_waits() -> None:
-    model = SlowModel()
-    statistics = Statistics(2)
-    queue = Batcher(model, Batching(max_batch_size=1), statistics)  # type: ignore[arg-type]
-    tasks = [asyncio.create_task(queue.submit(pictures(mark))) for mark in (1, 2, 3)]
-    await entered(model)
-    queue.close()
-    model.go.release(3)
-    assert marks(await asyncio.gather(*tasks)) == [1, 2, 3]
-    await queue.join()
+@pytest.mark.parametrize("runs", [1, 2])
+def test_closing_answers_what_waits_and_ends(runs: int) -> None:
+    async def close() -> None:
+        model = SlowModel()
+        statistics = Statistics(2)
+        queue = Batcher(model, Batching(max_batch_size=4), statistics, runs=runs)  # type: ignore[arg-type]
+        tasks = [asyncio.create_task(queue.submit(pictures(1)))]
+        await entered(model)
+        tasks += [asyncio.create_task(queue.submit(pictures(mark))) for mark in (2, 3)]
+        await asyncio.sleep(0)
+        queue.close()
+        model.go.release(2)
+        assert marks(await asyncio.gather(*tasks)) == [1, 2, 3]
+        await queue.join()
+
+    asyncio.run(asyncio.wait_for(close(), 60))
