@@ -1,7 +1,7 @@
 """Dynamic batching: what waits while the model is busy runs together; an idle model waits for nobody.
 
 In: single requests of a few pictures, from the event loop. Out: their probabilities, as futures of that
-loop. Threads run the model; they take their next batch straight from the queue, with no way round the loop.
+loop. One thread runs the model; it takes its next batch straight from the queue, with no way round the loop.
 """
 
 from __future__ import annotations
@@ -47,14 +47,13 @@ class _Job:
 
 
 class Batcher:
-    """The queue of one model and the threads that empty it, one for each of the `runs` that may go on at once.
+    """The queue of one model and the thread that empties it.
 
-    A run that goes on beside another takes only a full batch: it fills the cores where the other leaves them, and
-    makes no batch smaller. `observe` sees every run's pictures and probabilities, after the answers have left.
+    `observe` sees every run's pictures and probabilities on that thread, after the answers have left.
     """
 
     def __init__(
-        self, model: Model, options: Batching, statistics: Statistics, observe: Observer | None = None, runs: int = 1
+        self, model: Model, options: Batching, statistics: Statistics, observe: Observer | None = None
     ) -> None:
         self._model, self._options, self._statistics, self._observe = model, options, statistics, observe
         self._loop = asyncio.get_running_loop()
@@ -63,12 +62,8 @@ class Batcher:
         self._changed = threading.Condition()
         self._closing = False
         self._seconds_per_row = 0.0
-        self._under_way = 0
-        self._threads = [
-            threading.Thread(target=self._work, name=f"batches of {model.name}", daemon=True) for _ in range(runs)
-        ]
-        for thread in self._threads:
-            thread.start()
+        self._thread = threading.Thread(target=self._work, name=f"batches of {model.name}", daemon=True)
+        self._thread.start()
 
     @property
     def pending(self) -> int:
@@ -98,7 +93,7 @@ class Batcher:
                 raise Busy(f"{self._model.name} has {self._rows_waiting} pictures waiting, try again later", seconds)
             self._waiting[job] = None
             self._rows_waiting += job.rows
-            self._wake()
+            self._changed.notify()
         timer = self._loop.call_later(deadline or self._options.deadline, self._expire, job)
         try:
             return await job.future
@@ -110,15 +105,14 @@ class Batcher:
             timer.cancel()
 
     def close(self) -> None:
-        """Let the threads finish what waits, then end; nothing may be submitted any more."""
+        """Let the thread finish what waits, then end; nothing may be submitted any more."""
         with self._changed:
             self._closing = True
-            self._changed.notify_all()
+            self._changed.notify()
 
     async def join(self) -> None:
-        """Wait until the threads have ended after `close`."""
-        for thread in self._threads:
-            await asyncio.to_thread(thread.join)
+        """Wait until the thread has ended after `close`."""
+        await asyncio.to_thread(self._thread.join)
 
     def _expire(self, job: _Job) -> None:
         if self._withdraw(job) and not job.future.done():
@@ -150,35 +144,19 @@ class Batcher:
             self._loop.call_soon_threadsafe(self._deliver, batch, outcome, started, joined, ended)
             if self._observe is not None and not isinstance(outcome, Exception):
                 self._observe(images, outcome)
-            with self._changed:
-                self._under_way -= 1
 
     def _take(self) -> list[_Job]:
         """The next batch, in order of arrival; empty at the end."""
         with self._changed:
             while True:
-                while not self._may_start():
-                    if self._closing and not self._waiting:
-                        self._changed.notify_all()  # the other threads may end too
+                while not self._waiting:
+                    if self._closing:
                         return []
                     self._changed.wait()
                 if self._options.max_queue_delay > 0:
                     self._wait_for_more()
                 if batch := self._first_in_line():
-                    self._under_way += 1
-                    self._wake()
                     return batch
-
-    def _may_start(self) -> bool:
-        """Whether a thread that is free should run what waits now."""
-        if not self._under_way:
-            return bool(self._waiting)
-        return self._rows_waiting >= self._options.max_batch_size
-
-    def _wake(self) -> None:
-        """Wake a thread that waits, where there is something for it: waking one in vain costs as much as a request."""
-        if self._may_start():
-            self._changed.notify()
 
     def _first_in_line(self) -> list[_Job]:
         batch: list[_Job] = []

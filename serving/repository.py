@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import datetime
 import logging
-import os
 import re
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -128,7 +127,7 @@ class Version:
         self.file_bytes, self.written = opened.fingerprint.bytes, opened.fingerprint.written
         self.statistics = Statistics(len(self.model.classes))
         observer = recorder.observer(name, version, self.model.classes)
-        self.batcher = Batcher(self.model, settings.batching, self.statistics, observer, _runs(self.model, settings))
+        self.batcher = Batcher(self.model, settings.batching, self.statistics, observer)
         self._leases = 0
         self._idle = asyncio.Event()
         self._idle.set()
@@ -328,12 +327,6 @@ class Repository:
             task = asyncio.get_running_loop().create_task(version.retire())
             self._retiring.add(task)
             task.add_done_callback(self._retiring.discard)
-
-
-def _runs(model: Model, settings: Settings) -> int:
-    """Runs that may go on at once: two where a CPU has cores for both and nobody asked to wait for fuller batches."""
-    threads = settings.threads or len(os.sched_getaffinity(0))
-    return 2 if model.provider == "cpu" and threads > 1 and not settings.batching.max_queue_delay else 1
 
 
 def _warm_up(model: Model, largest: int) -> None:

@@ -40,9 +40,9 @@ class SlowModel:
 
 
 @asynccontextmanager
-async def batcher(model: SlowModel, runs: int = 1, **options: Any) -> AsyncIterator[tuple[Batcher, Statistics]]:
+async def batcher(model: SlowModel, **options: Any) -> AsyncIterator[tuple[Batcher, Statistics]]:
     statistics = Statistics(2)
-    queue = Batcher(model, Batching(**options), statistics, runs=runs)  # type: ignore[arg-type]
+    queue = Batcher(model, Batching(**options), statistics)  # type: ignore[arg-type]
     yield queue, statistics
     model.go.release(1000)
     queue.close()
@@ -82,25 +82,6 @@ async def test_what_waits_while_the_model_is_busy_runs_together() -> None:
         assert marks(await asyncio.gather(first, *rest)) == list(range(1, 9))
         assert model.sizes == [1, 4, 3]
         assert (statistics.executions, statistics.inferences, statistics.queue.count) == (3, 8, 8)
-
-
-@in_loop
-async def test_a_second_run_begins_beside_the_first_only_with_a_full_batch() -> None:
-    model = SlowModel()
-    async with batcher(model, runs=2, max_batch_size=2) as (queue, _):
-        tasks = [asyncio.create_task(queue.submit(pictures(1)))]
-        await entered(model)
-        tasks.append(asyncio.create_task(queue.submit(pictures(2))))
-        await asyncio.sleep(0)
-        assert queue.pending == 1  # one alone waits for the run under way
-        tasks.append(asyncio.create_task(queue.submit(pictures(3))))
-        await entered(model)  # both runs are under way now
-        tasks += [asyncio.create_task(queue.submit(pictures(mark))) for mark in (4, 5, 6)]
-        await asyncio.sleep(0)
-        assert queue.pending == 3
-        model.go.release(4)
-        assert marks(await asyncio.gather(*tasks)) == [1, 2, 3, 4, 5, 6]
-        assert model.sizes == [1, 2, 2, 1]
 
 
 @in_loop
@@ -192,19 +173,14 @@ async def test_a_failed_run_fails_its_requests_and_no_others() -> None:
         assert statistics.failures["BACKEND"] == 1
 
 
-@pytest.mark.parametrize("runs", [1, 2])
-def test_closing_answers_what_waits_and_ends(runs: int) -> None:
-    async def close() -> None:
-        model = SlowModel()
-        statistics = Statistics(2)
-        queue = Batcher(model, Batching(max_batch_size=4), statistics, runs=runs)  # type: ignore[arg-type]
-        tasks = [asyncio.create_task(queue.submit(pictures(1)))]
-        await entered(model)
-        tasks += [asyncio.create_task(queue.submit(pictures(mark))) for mark in (2, 3)]
-        await asyncio.sleep(0)
-        queue.close()
-        model.go.release(2)
-        assert marks(await asyncio.gather(*tasks)) == [1, 2, 3]
-        await queue.join()
-
-    asyncio.run(asyncio.wait_for(close(), 60))
+@in_loop
+async def test_closing_answers_what_waits() -> None:
+    model = SlowModel()
+    statistics = Statistics(2)
+    queue = Batcher(model, Batching(max_batch_size=1), statistics)  # type: ignore[arg-type]
+    tasks = [asyncio.create_task(queue.submit(pictures(mark))) for mark in (1, 2, 3)]
+    await entered(model)
+    queue.close()
+    model.go.release(3)
+    assert marks(await asyncio.gather(*tasks)) == [1, 2, 3]
+    await queue.join()

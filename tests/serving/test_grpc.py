@@ -159,7 +159,7 @@ def test_a_cancelled_call_frees_its_place_and_sigterm_answers_the_others(tmp_pat
         grpc.insecure_channel(server.grpc) as channel,
     ):
         call = channel.unary_unary(f"{SERVICE}ModelInfer")
-        under_way = [call.future(body) for _ in range(5)]  # two may run at once
+        under_way = [call.future(body) for _ in range(5)]
         while server.pending() < 3:
             pass
         under_way.pop().cancel()

@@ -261,7 +261,7 @@ def test_a_client_that_leaves_frees_its_place(tmp_path: Path) -> None:
     images = np.zeros((32, 64, 64, 3), np.uint8)
     body, headers = infer_body(images)
     with serving("--model", path, "--max-queue-size", "64", "--drain", "0") as server:
-        leavers = [http.client.HTTPConnection(*server.address) for _ in range(4)]  # two may run at once
+        leavers = [http.client.HTTPConnection(*server.address) for _ in range(4)]
         for leaver in leavers:
             leaver.request("POST", "/v2/models/colours/infer", body, headers)
         while server.pending() < 2:
