@@ -5,6 +5,7 @@ In: a `Request`. Out: the stages brought up to date, events for the terminal and
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import subprocess
@@ -106,6 +107,7 @@ class Run:
             native=bool(misfit),
         )
         self._screen.begin([stage.name for stage in self._stages])
+        gc.freeze()  # DVC is here to stay: between stages only what they left is looked through
         with nullcontext() if misfit else self._project.running(self._engine.run_commands):
             try:
                 self._orchestrated()
