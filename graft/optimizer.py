@@ -11,7 +11,7 @@ from typing import Any
 import keras
 
 
-class _OnePass(keras.optimizers.AdamW):
+class OnePassAdamW(keras.optimizers.AdamW):
     """Clips by norm, decays and updates with as few operations as TensorFlow has for them."""
 
     def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
@@ -48,7 +48,7 @@ class _OnePass(keras.optimizers.AdamW):
 
 def adamw(learning_rate: Any, weight_decay: float, clipnorm: float | None) -> keras.optimizers.Optimizer:
     """AdamW that decays all but biases and normalisations; each gradient is clipped to the norm `clipnorm`."""
-    kind = _OnePass if keras.backend.backend() == "tensorflow" else keras.optimizers.AdamW
+    kind = OnePassAdamW if keras.backend.backend() == "tensorflow" else keras.optimizers.AdamW
     optimizer = kind(learning_rate, weight_decay=weight_decay, clipnorm=clipnorm)
     optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
     return optimizer
