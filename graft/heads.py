@@ -39,7 +39,8 @@ def build(
     `normalised` puts batch normalisation behind each hidden layer: for training, to be folded afterwards.
     """
     entry = keras.Input((features,), name="features")
-    tensor = layers.Rescaling(1 / std, offset=-mean / std, name="standardised")(entry)
+    # In half precision too, the difference of large features and the logits are taken in full.
+    tensor = layers.Rescaling(1 / std, offset=-mean / std, dtype="float32", name="standardised")(entry)
     for i, units in enumerate(settings.hidden):
         tensor = layers.Dropout(settings.dropout, name=f"dropout_{i}")(tensor)
         tensor = layers.Dense(units, use_bias=not normalised, name=f"dense_{i}")(tensor)
@@ -47,7 +48,8 @@ def build(
             tensor = layers.BatchNormalization(name=f"norm_{i}")(tensor)
         tensor = layers.ReLU(name=f"relu_{i}")(tensor)
     tensor = layers.Dropout(settings.dropout, name=f"dropout_{len(settings.hidden)}")(tensor)
-    return keras.Model(entry, layers.Dense(classes, name=f"dense_{len(settings.hidden)}")(tensor), name="head")
+    logits = layers.Dense(classes, dtype="float32", name=f"dense_{len(settings.hidden)}")(tensor)
+    return keras.Model(entry, logits, name="head")
 
 
 def statistics(rows: ShardedArray) -> tuple[Array, Array]:

@@ -162,6 +162,8 @@ class Runtime(Section):
     """What the machine gives."""
 
     threads: Annotated[int, Field(ge=0, le=1024)]
+    devices: Annotated[int, Field(ge=0, le=64)]
+    precision: Literal["float32", "mixed_float16", "mixed_bfloat16"]
 
 
 class Params(Section):

@@ -14,7 +14,7 @@ import keras
 import numpy as np
 import numpy.typing as npt
 
-from graft import progress
+from graft import optimizer, progress
 from graft.errors import GraftError
 from graft.shards import ShardedArray
 
@@ -106,14 +106,10 @@ def fit(model: keras.Model, train: Batches, validation: Batches, recipe: Recipe)
     Raises:
         GraftError: the loss is no longer a number; the message names epoch and rate.
     """
-    optimizer = keras.optimizers.AdamW(
-        cosine_rate(recipe.learning_rate, recipe.epochs * len(train)),
-        weight_decay=recipe.weight_decay,
-        clipnorm=GRADIENT_NORM,
-    )
-    optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
     model.compile(
-        optimizer,
+        optimizer.adamw(
+            cosine_rate(recipe.learning_rate, recipe.epochs * len(train)), recipe.weight_decay, GRADIENT_NORM
+        ),
         _crossentropy(recipe.label_smoothing),
         metrics=[_accuracy()],
     )
