@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from graft import params
 from graft.images import resize
 
 Array = npt.NDArray[Any]
@@ -18,6 +19,14 @@ Array = npt.NDArray[Any]
 SHIFT_SHARE = 1 / 8  # of the side, in each direction: the four pixels of 32 that CIFAR recipes use
 CROP_SHARE = 0.7  # smallest side kept by a crop
 COLOUR_RANGE = 0.2  # brightness and contrast change by up to this share
+
+
+def kinds(settings: params.Params) -> tuple[str, ...]:
+    """What `features.augmentation` asks for; `auto` never flips the digits: mirrored they are others, or none."""
+    asked = settings.features.augmentation
+    if asked == "auto":
+        return ("shift",) if settings.data.source == "digits" else ("flip", "shift")
+    return asked
 
 
 def augment(images: Array, rows: Array, view: int, kinds: Sequence[str], seed: int) -> Array:
