@@ -168,7 +168,7 @@ def _rows_per_shard(model: keras.Model, settings: params.Features) -> int:
 def _identity(settings: params.Params, description: dict[str, Any], model: keras.Model) -> str:
     digest = hashlib.sha256()
     parts = [settings.seed, settings.backbone.model_dump(), settings.features.model_dump(), description["fingerprint"]]
-    parts += [augmentation.kinds(settings), settings.finetune.unfreeze_from, sorted(model.output_names)]
+    parts += [sorted(augmentation.kinds(settings)), settings.finetune.unfreeze_from, sorted(model.output_names)]
     digest.update(json.dumps(parts, sort_keys=True).encode())
     for weight in model.weights:
         digest.update(np.ascontiguousarray(weight).tobytes())

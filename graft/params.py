@@ -22,7 +22,6 @@ Fraction = Annotated[float, Field(gt=0, lt=0.5)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[int, Field(gt=0)]
 Rate = Annotated[float, Field(gt=0, le=10)]
-Augmentation = Literal["flip", "shift", "crop", "colour"]
 Mixup = Annotated[float, Field(ge=0, le=10)]
 
 
@@ -73,7 +72,7 @@ class Features(Section):
 
     pooling: Literal["flatten", "avg", "max"]
     views: Annotated[int, Field(ge=1, le=64)]
-    augmentation: Literal["auto"] | Annotated[tuple[Augmentation, ...], Field(strict=False)]
+    augmentation: tuple[Literal["auto", "flip", "shift", "crop", "colour"], ...] = Field(strict=False)
     dtype: Literal["float16", "float32"]
     batch_size: Positive
 
