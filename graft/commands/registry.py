@@ -66,10 +66,10 @@ def up(
     port: Annotated[int, typer.Option(min=1, max=65535, help="Of Prefect's page.")] = 4200,
 ) -> None:
     """Start a Prefect server on this machine, for as long as this command runs."""
-    from flows import nightly
+    from flows import local
 
     _, _, store = _opened()
-    nightly.start_server(store.root, port)
+    local.start_server(store.root, port)
 
 
 def versions() -> None:

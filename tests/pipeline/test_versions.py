@@ -32,11 +32,12 @@ COMMIT = ("-c", "user.name=t", "-c", "user.email=t@localhost", "commit", "-q")
 
 @pytest.fixture(scope="module")
 def template(tmp_path_factory: pytest.TempPathFactory, environment: dict[str, str]) -> Path:
-    """A project whose pipeline has run once."""
+    """A project whose pipeline has run once, and where `dvc repro` agrees that it has."""
     root = tmp_path_factory.mktemp("template") / "project"
     made = deliveries.project(root, environment)
     deliveries.deliver(made, "one", cast=0.7)
-    made.dvc("repro", "-q")
+    deliveries.bring_up_to_date(made)
+    assert "up to date" in made.dvc("status")
     return root
 
 
@@ -68,7 +69,7 @@ def go_live(project: Repository, store: Store) -> None:
 def another_model(project: Repository, night: str = "two", cast: float = 0.0) -> None:
     """New data, and the pipeline run on it."""
     deliveries.deliver(project, night, cast=cast)
-    project.dvc("repro", "-q")
+    deliveries.bring_up_to_date(project)
 
 
 def bare(project: Repository, folder: Path) -> Path:
