@@ -75,6 +75,18 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_another_split(tmp_p
     assert digest("a", 1) == digest("b", 1) != digest("c", 2)
 
 
+def test_pictures_that_are_added_leave_the_others_in_their_split(tmp_path: Path) -> None:
+    def tested(where: str, count: int) -> set[str]:
+        root = class_folders(tmp_path / where, count)
+        preparation.prepare(settings(*folder(root)), tmp_path / f"{where}-prepared")
+        return set((tmp_path / f"{where}-prepared" / "test.names.txt").read_text().splitlines())
+
+    before, after = tested("before", 40), tested("after", 50)
+    # A fifth of each class: 2 × 8 pictures, then 2 × 10. A new draw would keep about 3 of the 16.
+    assert len(before) == 16
+    assert len(before & after) >= 13
+
+
 @pytest.mark.parametrize("wrapping", ["", "photos/"])
 @pytest.mark.parametrize("kind", ["folder", "zip", "tar", "tar.gz"])
 def test_folders_and_archives_hold_the_same_pictures(tmp_path: Path, kind: str, wrapping: str) -> None:
