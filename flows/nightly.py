@@ -6,15 +6,20 @@ In: a project folder. Out: a run's outcome, or a process that runs until it is s
 from __future__ import annotations
 
 import contextlib
+import datetime
+import hashlib
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from flows import local, promotion
 from flows.look import look
 from flows.registry import Store
 from graft import params
-from graft.errors import GraftError
+from graft.errors import GraftError, InputError
+
+if TYPE_CHECKING:
+    from prefect.schedules import Schedule
 
 NAME = "nightly"
 UNCHANGED = "Unchanged"
@@ -51,25 +56,67 @@ def _idle(root: Path, force: bool) -> tuple[str, str] | None:
 def serve(root: Path, *, cron: str | None, interval: float | None, timezone: str, queue: bool) -> None:
     """Serve the flow on a schedule until stopped; each run is a process of its own.
 
+    The server goes on counting while nothing serves: runs that were due meanwhile are caught up by one, at the start.
+
     Raises:
         InputError: no such cron expression or time zone.
         GraftError: no Prefect server is up.
     """
+    schedule = _schedule(cron, interval, timezone)
     if not local.server_is_up(root):
         raise GraftError("a schedule needs a Prefect server; start one with `graft up`, in another terminal")
     from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLimitStrategy
-    from prefect.schedules import Cron, Interval
     from prefect.types.entrypoint import EntrypointType
 
     from flows.retrain import retrain
 
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(_HERE), os.environ.get("PYTHONPATH")]))
     strategy = ConcurrencyLimitStrategy.ENQUEUE if queue else ConcurrencyLimitStrategy.CANCEL_NEW
-    when: Any = Cron(cron, timezone=timezone) if cron is not None else Interval(interval or 0)
+    name = deployment_name(root)
+    _catch_up(name)
     retrain.serve(
-        name=f"{NAME}-{root.name}",
-        schedule=when,
+        name=name,
+        schedule=schedule,
         parameters={"repo": str(root)},
         global_limit=ConcurrencyLimitConfig(limit=1, collision_strategy=strategy),
+        pause_on_shutdown=False,
         entrypoint_type=EntrypointType.MODULE_PATH,
     )
+
+
+def deployment_name(root: Path) -> str:
+    """Of the schedule of the project at `root`: two projects may share a folder's name, and a server."""
+    return f"{NAME}-{root.name}-{hashlib.sha256(os.fsencode(root)).hexdigest()[:6]}"
+
+
+def _schedule(cron: str | None, interval: float | None, timezone: str) -> Schedule:
+    from prefect.client.schemas.schedules import CronSchedule
+    from prefect.schedules import Cron, Interval
+
+    if cron is None:
+        return Interval(interval or 0)
+    try:
+        CronSchedule(cron=cron, timezone=timezone)
+    except ValueError as error:
+        raise InputError(
+            f"--cron wants five fields, such as '0 2 * * *' for two at night, and --timezone a name such as "
+            f"Europe/Berlin. Received: {cron!r}, {timezone}"
+        ) from error
+    return Cron(cron, timezone=timezone)
+
+
+def _catch_up(deployment: str) -> None:
+    """Where runs were due while nobody served them, make one to do the work of all; serving removes those."""
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas import filters
+    from prefect.client.schemas.objects import StateType
+
+    due = filters.FlowRunFilter(
+        state=filters.FlowRunFilterState(type=filters.FlowRunFilterStateType(any_=[StateType.SCHEDULED])),
+        expected_start_time=filters.FlowRunFilterExpectedStartTime(before_=datetime.datetime.now(datetime.UTC)),
+    )
+    named = filters.DeploymentFilter(name=filters.DeploymentFilterName(any_=[deployment]))
+    with get_client(sync_client=True) as client:
+        runs = client.read_flow_runs(flow_run_filter=due, deployment_filter=named)
+        if runs and runs[0].deployment_id and all(run.auto_scheduled for run in runs):
+            client.create_flow_run_from_deployment(runs[0].deployment_id)

@@ -80,7 +80,7 @@ def deliver(
 
 
 def bring_up_to_date(repository: Repository) -> None:
-    """What `dvc repro` does, without its processes: the stages' own code, and DVC takes their outputs into its cache."""
+    """What `dvc repro` does, without its processes: the stages' own code, and DVC caches what they wrote."""
     if (child := os.fork()) == 0:
         status = 1
         try:

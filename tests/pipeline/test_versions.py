@@ -27,29 +27,6 @@ from graft.evaluation.study import Study
 from graft.inference import open_model
 from graft.traffic import Traffic
 
-COMMIT = ("-c", "user.name=t", "-c", "user.email=t@localhost", "commit", "-q")
-
-
-@pytest.fixture(scope="module")
-def template(tmp_path_factory: pytest.TempPathFactory, environment: dict[str, str]) -> Path:
-    """A project whose pipeline has run once, and where `dvc repro` agrees that it has."""
-    root = tmp_path_factory.mktemp("template") / "project"
-    made = deliveries.project(root, environment)
-    deliveries.deliver(made, "one", cast=0.7)
-    deliveries.bring_up_to_date(made)
-    assert "up to date" in made.dvc("status")
-    return root
-
-
-@pytest.fixture
-def project(template: Path, tmp_path: Path, environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Repository:
-    """A copy of it, with its pipeline's model not registered yet."""
-    for name in ("DVC_SITE_CACHE_DIR", "DVC_GLOBAL_CONFIG_DIR", "DVC_NO_ANALYTICS"):
-        monkeypatch.setenv(name, environment[name])
-    root = tmp_path / "project"
-    shutil.copytree(template, root, symlinks=True)
-    return Repository(root, environment)
-
 
 def settings(project: Repository) -> params.Params:
     return params.load(project.root / params.FILE)
