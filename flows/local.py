@@ -20,7 +20,7 @@ from graft.errors import GraftError
 
 def prepare(root: Path) -> None:
     """Make this process ready to import and run a flow: the terminal is ours, Prefect's lines go to its page."""
-    os.environ.setdefault("PREFECT_LOGGING_LEVEL", "WARNING")
+    os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
     find_server(root)
     observer.ensure_server()
 
