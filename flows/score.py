@@ -116,7 +116,9 @@ def _elsewhere(work: Work, left: list[int], address: str) -> Iterator[int]:
     try:
         from distributed import Client, as_completed
     except ImportError as error:
-        raise InputError("a Dask cluster needs its client; run `pip install 'graft[dask]'`") from error
+        raise InputError(
+            "a Dask cluster is asked through the package `distributed`; run `pip install distributed`"
+        ) from error
     try:
         client = Client(address, timeout=10)
     except (OSError, ValueError) as error:

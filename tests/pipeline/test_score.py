@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import csv
+import json
 import signal
+import sys
 from pathlib import Path
 
 import pytest
 from conftest import Api, Repository
-from services import until
+from services import running, until
 
 from flows import judging, promotion
 from flows.registry import Store
@@ -45,6 +47,26 @@ def test_a_killed_scoring_goes_on_and_every_picture_has_its_row(live: Repository
     assert sum(right) / len(right) > 0.7
     assert any("shards were done by a run that was interrupted" in line for line in api.logs("score raw"))
     assert {artifact["key"] for artifact in api.artifacts("score raw")} >= {"scored", "unreadable"}
+
+
+def test_a_dask_cluster_does_the_shards(live: Repository, tmp_path: Path) -> None:
+    command = [sys.executable, "-m"]
+    known = tmp_path / "scheduler.json"
+    scheduler = ["distributed.cli.dask_scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard"]
+    worker = ["distributed.cli.dask_worker", "--scheduler-file", str(known), "--nthreads", "1", "--no-dashboard"]
+    with running(
+        [*command, *scheduler, "--scheduler-file", str(known)], tmp_path, live.environment, tmp_path / "s.log"
+    ):
+        until(known.is_file, tmp_path / "s.log")
+        address = json.loads(known.read_text())["address"]
+        asked = ("score", "data/raw/test", "--out", "scores.csv", "--model", "prod", "--shard", "50", "--dask", address)
+        with running([*command, *worker], tmp_path, live.environment, tmp_path / "w.log"):
+            assert "180 pictures" in live.graft(*asked)
+    rows = list(csv.DictReader((live.root / "scores.csv").read_text().splitlines()))
+    assert sum(row["label"] == row["file"].split("/")[0] for row in rows) > 0.7 * 180
+    out = live.graft(*asked, code=1)
+    assert out.startswith(f"graft: the Dask scheduler {address} does not answer")
+    assert "Traceback" not in out
 
 
 def test_what_is_wrong_is_one_sentence(live: Repository, tmp_path: Path) -> None:

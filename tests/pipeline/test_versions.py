@@ -19,7 +19,8 @@ import pytest
 from conftest import Repository
 
 from flows import judging, promotion, pruning, registry
-from flows.look import look
+from flows.look import inside, look
+from flows.project import open_repository
 from flows.registry import Store
 from graft import params
 from graft.errors import GraftError
@@ -150,6 +151,21 @@ def test_a_model_rolled_back_by_hand_is_not_promoted_again(project: Repository) 
     go_live(project, store)
     promotion.rollback(store, ())
     assert not look(store, settings(project)).something
+
+
+def test_new_pictures_at_an_imports_source_are_seen(project: Repository, tmp_path: Path) -> None:
+    source, away = tmp_path / "source", tmp_path / "away"
+    (project.root / "data/raw").rename(source)
+    with inside(project.root), open_repository(project.root) as repo:
+        repo.imp_url(str(source), "data/raw")
+    store = Store(project.root)
+    go_live(project, store)
+    assert not look(store, settings(project)).something
+    shutil.copy(source / "train/moss/moss000.png", source / "train/moss/once more.png")
+    assert "data/raw" in look(store, settings(project)).stages["prepare"]
+    source.rename(away)
+    with pytest.raises(GraftError, match=r"the source of data/raw\.dvc cannot be looked at"):
+        look(store, settings(project))
 
 
 def test_what_is_served_is_compared_with_the_test_pictures(project: Repository) -> None:
