@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import http.server
 import json
@@ -20,7 +21,9 @@ import numpy as np
 import pytest
 from conftest import ROOT, Api, Repository
 from services import PATIENCE, running, until
+from test_versions import check_whole
 
+from flows.registry import Store
 from graft import params
 
 PICTURE = np.full((1, 32, 32, 3), 120, np.uint8)
@@ -269,3 +272,23 @@ def test_a_promotion_waits_for_a_person_and_is_told(
             thread.join()
     assert out.strip().splitlines()[-1].startswith("Promoted"), out
     assert [(told["outcome"], told["version"]) for told in _Webhook.told] == [("Promoted", "v1.0.0")]
+
+
+@pytest.mark.campaign
+def test_killed_at_any_moment_and_run_again_it_ends_in_one_state(
+    project: Repository, night_environment: dict[str, str], tmp_path: Path
+) -> None:
+    night, store = Repository(project.root, night_environment), Store(project.root)
+    assert deliveries.retrain(night).startswith("Promoted")
+    deliveries.deliver(night, "two")
+    with (tmp_path / "log").open("w") as log:
+        for seconds in range(1, 13):  # each gets a little further than the one before, until one ends by itself
+            process = night.start("retrain", stdout=log)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(seconds)
+            process.kill()
+            process.wait()
+            check_whole(project, store)
+    assert deliveries.retrain(night).split()[0] in ("Promoted", "Unchanged")
+    assert deliveries.tags(project) == ["model#prod#1", "model#prod#2", "model@v1.0.0", "model@v1.1.0"]
+    assert deliveries.retrain(night).startswith("Unchanged")

@@ -128,3 +128,11 @@ def test_a_wrong_schedule_is_said(scheduled: Scheduled, wrong: tuple[str, ...]) 
     out = scheduled.project.graft("schedule", *wrong, code=2)
     assert out.startswith("graft: --cron wants five fields")
     assert "Traceback" not in out
+
+
+@pytest.mark.campaign
+def test_a_cron_fires_at_its_minute(scheduled: Scheduled) -> None:
+    with scheduled.serve("--cron", "* * * * *"):
+        (run,) = scheduled.wait(lambda: scheduled.runs("Promoted"))
+    assert run["auto_scheduled"]
+    assert _time(run["expected_start_time"]).second == 0
