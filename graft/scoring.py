@@ -188,7 +188,6 @@ def begun(job: Job) -> Iterator[Work]:
         InputError: no such source, no picture in it, no such model, or a place that cannot be written.
     """
     _check(job)
-    job.parts.mkdir(exist_ok=True)
     with contextlib.ExitStack() as stack:
         shutil.rmtree(job.parts / UNPACKED, ignore_errors=True)  # of a run that was killed
         found = files.open_files(job.source, job.parts / UNPACKED, stack)
@@ -249,6 +248,7 @@ def _lay_out(job: Job, identity: str, names: Sequence[str], model: bytes) -> boo
     with contextlib.suppress(OSError, ValueError, KeyError):
         if json.loads(plan.read_text(encoding="utf-8"))["identity"] == identity:
             return False
+    job.parts.mkdir(exist_ok=True)
     stale = plan.exists()
     plan.unlink(missing_ok=True)
     for part in job.parts.glob("*.csv"):
