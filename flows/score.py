@@ -120,7 +120,7 @@ def _elsewhere(work: Work, left: list[int], address: str) -> Iterator[int]:
             "a Dask cluster is asked through the package `distributed`; run `pip install distributed`"
         ) from error
     try:
-        client = Client(address, timeout=10)
+        client = Client(address, timeout=5)
     except (OSError, ValueError) as error:
         raise GraftError(f"the Dask scheduler {address} does not answer ({error}); is it up?") from error
     with client:

@@ -50,6 +50,7 @@ def deliver(
     classes: int = 3,
     turn: int = 0,
     corrupt: float = 0.0,
+    more: int = 0,
 ) -> None:
     """Replace `data/raw` by the pictures of `night`.
 
@@ -60,6 +61,7 @@ def deliver(
         classes: how many of the classes come.
         turn: every picture stands under the class so many further on.
         corrupt: share of the files that are cut short.
+        more: training pictures of each class besides the night's own.
     """
     raw = repository.root / "data/raw"
     shutil.rmtree(raw, ignore_errors=True)
@@ -77,6 +79,10 @@ def deliver(
                 if rng.random() < corrupt:
                     content = (folder / f"{name}{number:03d}.png").read_bytes()
                     (folder / f"{name}{number:03d}.png").write_bytes(content[: len(content) // 2])
+    rng = np.random.default_rng(more)
+    for name in names[:classes]:
+        for number in range(more):
+            _draw(raw / "train" / name / f"more{number:03d}.png", np.array(CLASSES[name]), rng)
 
 
 def bring_up_to_date(repository: Repository) -> None:

@@ -125,7 +125,7 @@ def test_five_nights_and_a_rollback_without_a_failed_request(
             with Load(url) as load:
                 outcomes = []
                 for night, broken in (
-                    ("one again", {"cast": 0.7}),
+                    ("one", {"cast": 0.7, "more": 1}),
                     ("three", {"cast": 0.95}),
                     ("four", {"corrupt": 0.15}),
                     ("five", {}),

@@ -42,10 +42,10 @@ class Scheduled:
     def wait(self, condition: Callable[[], Any]) -> Any:
         return until(condition, self.log)
 
-    def missed(self) -> list[dict[str, Any]]:
-        """Runs that should have begun and have not."""
+    def due(self, *states: str) -> list[dict[str, Any]]:
+        """Runs in these states whose time has come: some are asked for early."""
         now = datetime.datetime.now(datetime.UTC)
-        return [run for run in self.runs("Scheduled", "Late") if _time(run["expected_start_time"]) < now]
+        return [run for run in self.runs(*states) if _time(run["expected_start_time"]) < now]
 
     def made_by_hand(self) -> dict[str, Any]:
         """One more run, as a person starts it on the page."""
@@ -87,10 +87,10 @@ def test_an_interval_fires_waits_its_turn_and_missed_runs_are_caught_up_once(sch
         with scheduled.at_work():
             (first,) = scheduled.wait(lambda: scheduled.runs("Running"))
             assert first["auto_scheduled"]
-            scheduled.wait(lambda: scheduled.runs("AwaitingConcurrencySlot")[2:])
+            scheduled.wait(lambda: scheduled.due("AwaitingConcurrencySlot")[2:])
             assert len(scheduled.runs("Running")) == 1
             scheduled.switch("pause")  # no more of them, or this test would have no end
-            waiting = scheduled.runs("AwaitingConcurrencySlot")
+            waiting = scheduled.due("AwaitingConcurrencySlot")
         scheduled.wait(lambda: scheduled.states([first]) == ["Promoted"])
         # The first of the others to begin looks again, and so has done their work.
         scheduled.wait(lambda: scheduled.states(waiting).count("Superseded") >= 2)
@@ -103,7 +103,7 @@ def test_an_interval_fires_waits_its_turn_and_missed_runs_are_caught_up_once(sch
 
 def _nights_without_a_machine(scheduled: Scheduled) -> None:
     """The schedule was stopped: the server goes on counting, and what was missed is one run at the next start."""
-    scheduled.wait(lambda: scheduled.missed()[1:])
+    scheduled.wait(lambda: scheduled.due("Scheduled", "Late")[1:])
     before = {run["id"] for run in scheduled.runs()}
     with scheduled.serve("--cron", "30 2 * * *", "--timezone", "Europe/Berlin", "--overlap", "cancel"):
         with scheduled.at_work():
@@ -113,7 +113,7 @@ def _nights_without_a_machine(scheduled: Scheduled) -> None:
             scheduled.wait(lambda: scheduled.states([by_hand]) == ["Cancelled"])
             assert scheduled.states([caught_up]) == ["Running"]
         scheduled.wait(lambda: scheduled.states([caught_up]) == ["Unchanged"])
-        assert scheduled.missed() == []
+        assert scheduled.due("Scheduled", "Late") == []
     schedule = scheduled.schedule()
     assert (schedule["cron"], schedule["timezone"]) == ("30 2 * * *", "Europe/Berlin")
     berlin = zoneinfo.ZoneInfo("Europe/Berlin")
