@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from safetensors.numpy import load_file, save_file
 
-from graft import features, heads, params, training
+from graft import features, heads, params, training, winograd
 from graft.datasets import preparation
 from graft.shards import ShardedArray
 
@@ -36,7 +36,7 @@ def finetune(settings: params.Params, prepared: Path, stored: Path, head_folder:
     suffix_weights: dict[str, Array] = {}
     if trunk.junction is not None:
         suffix = trunk.suffix()
-        model = assemble(suffix, head, settings)
+        model = assemble(winograd.trainable(suffix), head, settings)
         before = [weight.copy() for weight in model.get_weights()]
         history, tuned = _train(model, settings, prepared, stored)
         description["finetuned"] = tuned

@@ -27,13 +27,13 @@ def start(settings: params.Params) -> None:
     with _without_chatter():
         import keras
 
+        if keras.backend.backend() == "tensorflow":
+            _configure_tensorflow(settings.runtime.threads)
         # Looking for a GPU is what TensorFlow talks about most; let it look here.
         keras.distribution.list_devices()
 
     keras.backend.clear_session()
     keras.utils.set_random_seed(settings.seed)
-    if keras.backend.backend() == "tensorflow":
-        _configure_tensorflow(settings.runtime.threads)
 
 
 @contextmanager
