@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 import graft
-from graft.commands import registry
+from graft.commands import registry, score
 from graft.errors import GraftError, InputError
 
 if TYPE_CHECKING:
@@ -374,6 +374,7 @@ def doctor() -> None:
 
 
 registry.add(app)
+score.add(app)
 
 
 def main() -> None:
