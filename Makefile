@@ -17,7 +17,7 @@ serve: $(VENV)/.installed
 test: $(VENV)/.installed-test $(CLIENTS)/.installed
 	$(BIN)/python -m pytest
 
-# Nights of retraining on a real server and worker: many minutes each, and so no part of `make test`.
+# What takes minutes by its nature, and so is no part of `make test`: a cron's own minute, kills all along a night.
 campaign: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -m campaign
 

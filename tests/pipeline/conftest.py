@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -9,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -146,7 +148,13 @@ def server(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory
     with log.open("w") as out:
         process = subprocess.Popen(
             [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)],
-            env={**environment, "PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "1"},
+            env={
+                **environment,
+                "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+                "DO_NOT_TRACK": "1",
+                # A run that waits for another asks again after a second rather than thirty.
+                "PREFECT_SERVER_DEPLOYMENTS_CONCURRENCY_SLOT_WAIT_SECONDS": "1",
+            },
             stdout=out,
             stderr=subprocess.STDOUT,
         )
@@ -165,6 +173,10 @@ def server(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory
     process.wait(30)
 
 
+class Busy(Exception):  # noqa: N818 - asked again, not an error
+    """The server says: not now."""
+
+
 class Api:
     """Asks the Prefect server what it knows."""
 
@@ -175,8 +187,21 @@ class Api:
         request = urllib.request.Request(  # noqa: S310 - loopback
             self._url + path, json.dumps(body or {}).encode(), {"Content-Type": "application/json"}
         )
-        with urllib.request.urlopen(request, timeout=30) as reply:  # noqa: S310 - loopback
-            return json.load(reply)
+        for _ in range(5):
+            with contextlib.suppress(Busy):
+                return self._answer(request)
+            time.sleep(1)
+        raise AssertionError(f"{self._url}{path} stays busy")
+
+    def _answer(self, request: urllib.request.Request) -> Any:
+        try:
+            with urllib.request.urlopen(request, timeout=30) as reply:  # noqa: S310 - loopback
+                text = reply.read()
+        except urllib.error.HTTPError as error:
+            if error.code == 503:  # its database is being written to: Prefect's own client asks again, too
+                raise Busy from error
+            raise
+        return json.loads(text) if text else None
 
     def flow_run(self, name: str) -> dict[str, Any]:
         """The latest flow run with this name: the repository's folder."""
@@ -221,3 +246,26 @@ def repository(tmp_path: Path, environment: dict[str, str], server: str) -> Call
         return made
 
     return make
+
+
+@pytest.fixture(scope="session")
+def template(tmp_path_factory: pytest.TempPathFactory, environment: dict[str, str]) -> Path:
+    """A project to retrain whose pipeline has run once, and where `dvc status` agrees that it has."""
+    import deliveries
+
+    root = tmp_path_factory.mktemp("template") / "project"
+    made = deliveries.project(root, environment)
+    deliveries.deliver(made, "one", cast=0.7)
+    deliveries.bring_up_to_date(made)
+    assert "up to date" in made.dvc("status")
+    return root
+
+
+@pytest.fixture
+def project(template: Path, tmp_path: Path, environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Repository:
+    """A copy of it, with its pipeline's model not registered yet; this process may use DVC there, too."""
+    for name in ("DVC_SITE_CACHE_DIR", "DVC_GLOBAL_CONFIG_DIR", "DVC_NO_ANALYTICS"):
+        monkeypatch.setenv(name, environment[name])
+    root = tmp_path / "project"
+    shutil.copytree(template, root, symlinks=True)
+    return Repository(root, environment)
