@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 from keras import layers
 
-from graft import augmentation, backbones, params, progress, shards, weights
+from graft import augmentation, backbones, engines, params, progress, shards, weights
 from graft.datasets import preparation
 from graft.errors import GraftError, InputError
 from graft.shards import ShardedArray
@@ -100,18 +100,22 @@ def extract(settings: params.Params, prepared: Path, folder: Path) -> None:
         outputs["junction"] = trunk.junction
     model = keras.Model(trunk.image, outputs)
     description = preparation.describe(prepared)
-    _start(folder, _identity(settings, description, model))
+    first, _ = preparation.load_split(prepared, "train")
+    engine = engines.choose(model, settings, first.take(np.arange(min(settings.features.batch_size, len(first)))))
+    _start(folder, _identity(settings, description, model, engine.name), engine.name)
     counts = {split: description["splits"][split]["images"] for split in preparation.SPLITS}
+    rows = _rows_per_shard(model, settings.features)
     views = settings.features.views
     meter = progress.Meter("extract", sum(counts.values()) + counts["train"] * (views - 1))
     for split in preparation.SPLITS:
         images, _ = preparation.load_split(prepared, split)
         wanted = [name for name in outputs if name == "features" or split != "test"]
-        _extract_split(model, images, wanted, split, settings, folder, meter)
+        _extract_split(engine, rows, images, wanted, split, settings, folder, meter)
 
 
 def _extract_split(
-    model: keras.Model,
+    engine: engines.Engine,
+    rows: int,
     images: ShardedArray,
     wanted: list[str],
     split: str,
@@ -119,7 +123,6 @@ def _extract_split(
     folder: Path,
     meter: progress.Meter,
 ) -> None:
-    rows = _rows_per_shard(model, settings.features)
     views = settings.features.views if split == "train" else 1
     number = 0
     for view in range(views):
@@ -127,7 +130,7 @@ def _extract_split(
             chosen = np.arange(start, min(start + rows, len(images)))
             paths = {name: folder / f"{split}.{name}-{number:05d}.npy" for name in wanted}
             if not all(path.exists() for path in paths.values()):
-                blocks = list(_run(model, images.take(chosen), chosen, view, settings, meter))
+                blocks = list(_run(engine, images.take(chosen), chosen, view, settings, meter))
                 for name, path in paths.items():
                     shards.write(path, _checked(np.concatenate([b[name] for b in blocks]), settings.features.dtype))
             else:
@@ -136,7 +139,7 @@ def _extract_split(
 
 
 def _run(
-    model: keras.Model, images: Array, indices: Array, view: int, settings: params.Params, meter: progress.Meter
+    engine: engines.Engine, images: Array, indices: Array, view: int, settings: params.Params, meter: progress.Meter
 ) -> Iterator[dict[str, Array]]:
     size = settings.features.batch_size
     for start in range(0, len(images), size):
@@ -145,7 +148,7 @@ def _run(
             batch = augmentation.augment(
                 batch, indices[start : start + size], view, settings.features.augmentation, settings.seed
             )
-        yield {name: np.asarray(value) for name, value in model.predict_on_batch(batch).items()}
+        yield engine.run(batch)
         meter.advance(len(batch))
 
 
@@ -165,21 +168,21 @@ def _rows_per_shard(model: keras.Model, settings: params.Features) -> int:
     return max(1, rows // settings.batch_size) * settings.batch_size
 
 
-def _identity(settings: params.Params, description: dict[str, Any], model: keras.Model) -> str:
+def _identity(settings: params.Params, description: dict[str, Any], model: keras.Model, engine: str) -> str:
     digest = hashlib.sha256()
     parts = [settings.seed, settings.backbone.model_dump(), settings.features.model_dump(), description["fingerprint"]]
-    parts += [settings.finetune.unfreeze_from, sorted(model.output_names)]
+    parts += [settings.finetune.unfreeze_from, sorted(model.output_names), engine]
     digest.update(json.dumps(parts, sort_keys=True).encode())
     for weight in model.weights:
         digest.update(np.ascontiguousarray(weight).tobytes())
     return digest.hexdigest()
 
 
-def _start(folder: Path, identity: str) -> None:
+def _start(folder: Path, identity: str, engine: str) -> None:
     """Keep the shards of an interrupted run only where they came from exactly these inputs."""
-    manifest = folder / MANIFEST
-    if manifest.is_file() and json.loads(manifest.read_text(encoding="utf-8")) == {"identity": identity}:
+    manifest, said = folder / MANIFEST, {"identity": identity, "engine": engine}
+    if manifest.is_file() and json.loads(manifest.read_text(encoding="utf-8")) == said:
         return
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    manifest.write_text(json.dumps({"identity": identity}) + "\n", encoding="utf-8")
+    manifest.write_text(json.dumps(said) + "\n", encoding="utf-8")

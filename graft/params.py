@@ -74,6 +74,7 @@ class Features(Section):
     augmentation: tuple[Literal["flip", "shift", "crop", "colour"], ...] = Field(strict=False)
     dtype: Literal["float16", "float32"]
     batch_size: Positive
+    engine: Literal["auto", "mnn", "keras"]
 
 
 class Head(Section):
