@@ -168,10 +168,18 @@ def _reshape(graph: _Graph, layer: Any, given: list[str]) -> str:
     return graph.add("Reshape", layer.name, [*given, sizes])
 
 
+def _side_by_side(graph: _Graph, layer: Any, given: list[str]) -> str:
+    """Vectors joined; flattened maps are not, for they come out unflattened."""
+    if any(type(tensor._keras_history.operation).__name__ == "Flatten" for tensor in layer.input):
+        raise UnsupportedError(f"flattened maps side by side ({layer.name}) have no translation for MNN")
+    return graph.add("Concat", layer.name, given, axis=1)
+
+
 LAYERS: dict[str, Callable[[_Graph, Any, list[str]], str]] = {
     "Activation": _activation,
     "Add": lambda graph, layer, given: graph.add("Add", layer.name, given),
     "BatchNormalization": _normalisation,
+    "Concatenate": _side_by_side,
     "Conv2D": _convolution,
     "DepthwiseConv2D": _convolution,
     "Dropout": lambda graph, layer, given: given[0],
