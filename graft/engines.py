@@ -47,7 +47,7 @@ def choose(model: keras.Model, settings: params.Params, sample: Array) -> Engine
     reason = _hindrance()
     if not reason:
         try:
-            return _mnn(model, settings.runtime.threads, sample)
+            return on_mnn(model, settings.runtime.threads, sample)
         except mnn.UnsupportedError as error:
             reason = str(error)
     if wanted == "mnn":
@@ -72,7 +72,7 @@ def _keras(model: keras.Model) -> Engine:
     return Engine(f"keras {keras.__version__}", run)
 
 
-def _mnn(model: keras.Model, threads: int, sample: Array) -> Engine:
+def on_mnn(model: keras.Model, threads: int, sample: Array) -> Engine:
     """MNN on everything behind the preprocessing, which stays Keras' own.
 
     Raises:
