@@ -164,7 +164,7 @@ def _batches(images: ShardedArray, rows: Array, view: int, settings: params.Para
         chosen = rows[start : start + size]
         batch = images.take(chosen)
         if view:
-            batch = augmentation.augment(batch, chosen, view, settings.features.augmentation, settings.seed)
+            batch = augmentation.augment(batch, chosen, view, augmentation.kinds(settings), settings.seed)
         yield batch
 
 
@@ -202,7 +202,7 @@ def _rows_per_shard(model: keras.Model, settings: params.Features) -> int:
 def _identity(settings: params.Params, description: dict[str, Any], model: keras.Model, engine: str) -> str:
     digest = hashlib.sha256()
     parts = [settings.seed, settings.backbone.model_dump(), settings.features.model_dump(), description["fingerprint"]]
-    parts += [settings.finetune.unfreeze_from, sorted(model.output_names), engine]
+    parts += [sorted(augmentation.kinds(settings)), settings.finetune.unfreeze_from, sorted(model.output_names), engine]
     digest.update(json.dumps(parts, sort_keys=True).encode())
     for weight in model.weights:
         digest.update(np.ascontiguousarray(weight).tobytes())
