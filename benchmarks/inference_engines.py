@@ -118,8 +118,8 @@ def mnn(folder: Path) -> Callable[[int], Predict]:
     def load(size: int) -> Predict:
         model = keras_model(size)
         model.set_weights([*np.load(folder / "weights.npz").values()])
-        trunk = type(model)(model.input, {"features": model.get_layer("features").output})
-        engine = engines.on_mnn(trunk, len(os.sched_getaffinity(0)), pictures(size, 32))
+        outputs = {"features": model.get_layer("features").output}
+        engine = engines.on_mnn(model.input, outputs, len(os.sched_getaffinity(0)), pictures(size, 32))
         kernel, bias = model.layers[-2].get_weights()
 
         def predict(images: Array) -> Any:

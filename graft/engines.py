@@ -1,6 +1,6 @@
 """What computes the frozen network: MNN where it is installed and fits, Keras everywhere else.
 
-In: a Keras model from uint8 pictures to named outputs, and a few of the pictures. Out: an `Engine`. Which one it is
+In: a Keras graph from uint8 pictures to named tensors, and a few of the pictures. Out: an `Engine`. Which one it is
 follows from the environment, the network and the pictures alone, so that two runs on one machine take the same.
 """
 
@@ -35,26 +35,28 @@ class Engine:
     run: Callable[[Array], dict[str, Array]]
 
 
-def choose(model: keras.Model, settings: params.Params, sample: Array) -> Engine:
-    """The engine that `features.engine` asks for; `sample` (N×H×W×3 uint8) is what a candidate is tried with.
+def choose(image: Any, outputs: dict[str, Any], settings: params.Params, sample: Array) -> Engine:
+    """The engine that `features.engine` asks for, from the tensor `image` to `outputs`.
+
+    `sample` (N×H×W×3 uint8) is what a candidate is tried with.
 
     Raises:
         InputError: MNN was asked for and cannot do it.
     """
     wanted = settings.features.engine
     if wanted == "keras":
-        return _keras(model)
+        return on_keras(image, outputs)
     reason = _hindrance()
     if not reason:
         try:
-            return on_mnn(model, settings.runtime.threads, sample)
+            return on_mnn(image, outputs, settings.runtime.threads, sample)
         except mnn.UnsupportedError as error:
             reason = str(error)
     if wanted == "mnn":
         raise InputError(f"features.engine=mnn cannot be had: {reason}; set features.engine=auto")
     if mnn.installed():
         logger.warning("extract: Keras computes the features, not MNN: %s", reason)
-    return _keras(model)
+    return on_keras(image, outputs)
 
 
 def _hindrance() -> str:
@@ -65,31 +67,34 @@ def _hindrance() -> str:
     return ""
 
 
-def _keras(model: keras.Model) -> Engine:
+def on_keras(image: Any, outputs: dict[str, Any]) -> Engine:
+    """Keras, which computes whatever it is."""
+    model = keras.Model(image, outputs)
+
     def run(images: Array) -> dict[str, Array]:
         return {name: np.asarray(value) for name, value in model.predict_on_batch(images).items()}
 
     return Engine(f"keras {keras.__version__}", run)
 
 
-def on_mnn(model: keras.Model, threads: int, sample: Array) -> Engine:
+def on_mnn(image: Any, outputs: dict[str, Any], threads: int, sample: Array) -> Engine:
     """MNN on everything behind the preprocessing, which stays Keras' own.
 
     Raises:
         mnn.UnsupportedError: no translation, a failed trial, or features that are not Keras' own.
     """
-    pixels = model.get_layer(backbones.PREPROCESSED).output
-    preprocess = keras.Model(model.input, pixels)
+    pixels = keras.Model(image, outputs).get_layer(backbones.PREPROCESSED).output
+    preprocess = keras.Model(image, pixels)
     cores = threads or len(os.sched_getaffinity(0))
-    shapes = {name: tensor.shape[1:] for name, tensor in zip(model.output_names, model.outputs, strict=True)}
-    runner = mnn.load(model, pixels, np.asarray(preprocess.predict_on_batch(sample)), cores)
+    shapes = {name: tensor.shape[1:] for name, tensor in outputs.items()}
+    runner = mnn.load(image, outputs, pixels, np.asarray(preprocess.predict_on_batch(sample)), cores)
 
     def run(images: Array) -> dict[str, Array]:
         found = runner(np.asarray(preprocess.predict_on_batch(images)))
         return {name: values.reshape(len(values), *shapes[name]) for name, values in found.items()}
 
     engine = Engine(f"mnn {mnn.version()}", run)
-    _check(engine.run(sample), _keras(model).run(sample))
+    _check(engine.run(sample), on_keras(image, outputs).run(sample))
     return engine
 
 

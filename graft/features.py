@@ -118,8 +118,7 @@ def extract(settings: params.Params, prepared: Path, folder: Path) -> None:
         outputs["junction"] = trunk.junction
     model = keras.Model(trunk.image, outputs)
     description = preparation.describe(prepared)
-    first, _ = preparation.load_split(prepared, "train")
-    engine = engines.choose(model, settings, first.take(np.arange(min(settings.features.batch_size, len(first)))))
+    engine = _engine(trunk.image, outputs, settings, prepared)
     _start(folder, _identity(settings, description, model, engine.name), engine.name)
     counts = {split: description["splits"][split]["images"] for split in preparation.SPLITS}
     rows = _rows_per_shard(model, settings.features)
@@ -129,6 +128,13 @@ def extract(settings: params.Params, prepared: Path, folder: Path) -> None:
         images, _ = preparation.load_split(prepared, split)
         wanted = [name for name in outputs if name == "features" or split != "test"]
         _extract_split(engine, rows, images, wanted, split, settings, folder, meter)
+
+
+def _engine(image: Any, outputs: dict[str, Any], settings: params.Params, prepared: Path) -> engines.Engine:
+    """What `features.engine` asks for, tried with the first training pictures."""
+    pictures, _ = preparation.load_split(prepared, "train")
+    count = min(settings.features.batch_size, len(pictures))
+    return engines.choose(image, outputs, settings, pictures.take(np.arange(count)))
 
 
 def _extract_split(

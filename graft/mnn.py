@@ -1,6 +1,6 @@
 """A frozen Keras network on MNN, whose Winograd kernels need fewer multiplications than a matrix product does.
 
-In: a Keras model. Out: a function of preprocessed float32 pictures (batch × H × W × C) to the model's outputs by name,
+In: a Keras graph. Out: a function of preprocessed float32 pictures (batch × H × W × C) to the graph's outputs by name,
 in Keras' own order of axes. MNN keeps channels first throughout: a graph that begins with a transpose
 has been seen to write beyond its memory at batches of 48 and more (MNN 3.6.1).
 
@@ -46,8 +46,8 @@ def version() -> str:
     return metadata.version("MNN")
 
 
-def load(model: Any, start: Any, sample: Array, threads: int) -> Runner:
-    """`model` from its tensor `start` on, tried in a child process with `sample` before it runs here.
+def load(image: Any, outputs: dict[str, Any], start: Any, sample: Array, threads: int) -> Runner:
+    """The graph from `start` (a tensor behind `image`) to `outputs`, tried with `sample` in a child before it runs here.
 
     `sample` and what the runner takes are batch × H × W × C float32, the values of `start`.
 
@@ -58,8 +58,8 @@ def load(model: Any, start: Any, sample: Array, threads: int) -> Runner:
 
     from graft import mnn_graph  # here, so that the child starts without Keras
 
-    graph = mnn_graph.translate(model, start)
-    names = list(model.output_names)
+    graph = mnn_graph.translate(image, outputs, start)
+    names = list(outputs)
     with tempfile.TemporaryDirectory(prefix="graft-") as scratch:
         onnx.save(graph, Path(scratch) / "trunk.onnx")
         np.save(Path(scratch) / "sample.npy", sample)

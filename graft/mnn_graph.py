@@ -19,8 +19,8 @@ from graft.mnn import UnsupportedError
 OPSET = 13
 
 
-def translate(model: keras.Model, start: Any) -> onnx.ModelProto:
-    """`model` from its tensor `start` on, as ONNX with channels first: input `image`, outputs as the model names them.
+def translate(image: Any, outputs: dict[str, Any], start: Any) -> onnx.ModelProto:
+    """The graph from `start` (behind `image`) to `outputs` as ONNX with channels first; input `image`, names kept.
 
     Where Keras flattens a map, the map comes out, channels first; who reads it flattens it in Keras' order.
 
@@ -29,7 +29,7 @@ def translate(model: keras.Model, start: Any) -> onnx.ModelProto:
     """
     graph = _Graph()
     known = {id(start): "image"}
-    order = list(model.operations)
+    order = list(keras.Model(image, outputs).operations)
     behind = next(i for i, operation in enumerate(order, 1) if operation.output is start)
     for operation in order[behind:]:
         kind = type(operation).__name__
@@ -37,13 +37,13 @@ def translate(model: keras.Model, start: Any) -> onnx.ModelProto:
             raise UnsupportedError(f"{kind} ({operation.name}) has no translation for MNN")
         given = operation.input if isinstance(operation.input, list) else [operation.input]
         known[id(operation.output)] = LAYERS[kind](graph, operation, [known[id(tensor)] for tensor in given])
-    outputs = []
-    for name, tensor in zip(model.output_names, model.outputs, strict=True):
+    ends = []
+    for name, tensor in outputs.items():
         graph.nodes.append(helper.make_node("Identity", [known[id(tensor)]], [name], name))
-        outputs.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, None))
+        ends.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, None))
     height, width, channels = start.shape[1:]
     entry = helper.make_tensor_value_info("image", TensorProto.FLOAT, ["batch", channels, height, width])
-    made = helper.make_graph(graph.nodes, "trunk", [entry], outputs, graph.constants)
+    made = helper.make_graph(graph.nodes, "trunk", [entry], ends, graph.constants)
     return helper.make_model(made, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=8)
 
 

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
@@ -24,10 +25,10 @@ def asking(settings: params.Params, engine: str) -> params.Params:
     return settings.model_copy(update={"features": settings.features.model_copy(update={"engine": engine})})
 
 
-def network(name: str, width: float, layer: str, pooling: str) -> keras.Model:
+def network(name: str, width: float, layer: str, pooling: str) -> tuple[Any, dict[str, Any]]:
     whole = backbones.build(params.Backbone(name=name, weights="none", width=width, layer=layer), 32)
     cut = backbones.cut(whole, layer, "backbone.layer")
-    return keras.Model(whole.input, {"features": features.pooled(cut, pooling), "junction": cut})
+    return whole.input, {"features": features.pooled(cut, pooling), "junction": cut}
 
 
 @needs_mnn
@@ -44,10 +45,10 @@ def network(name: str, width: float, layer: str, pooling: str) -> keras.Model:
 @pytest.mark.parametrize("pooling", ["flatten", "avg"])
 def test_mnn_gives_keras_own_features(tiny: params.Params, name: str, width: float, layer: str, pooling: str) -> None:
     runtime.start(tiny)
-    model = network(name, width, layer, pooling)
+    image, outputs = network(name, width, layer, pooling)
     batch = PICTURES[:8] if width == 1 else PICTURES
-    expected = engines.choose(model, asking(tiny, "keras"), batch).run(batch)
-    engine = engines.choose(model, asking(tiny, "mnn"), batch)
+    expected = engines.choose(image, outputs, asking(tiny, "keras"), batch).run(batch)
+    engine = engines.choose(image, outputs, asking(tiny, "mnn"), batch)
     assert engine.name.startswith("mnn ")
     found, again = engine.run(batch), engine.run(batch)
     for key, values in expected.items():
@@ -88,11 +89,11 @@ def test_what_mnn_cannot_do_is_keras_under_auto_and_a_sentence_under_mnn(
     runtime.start(tiny)
     image = keras.Input((32, 32, 3), dtype="uint8")
     pixels = backbones.plus_minus_one(keras.ops.cast(image, "float32"))
-    model = keras.Model(image, {"features": keras.layers.LayerNormalization(name="odd")(pixels)})
-    assert engines.choose(model, asking(tiny, "auto"), PICTURES[:2]).name.startswith("keras ")
+    outputs = {"features": keras.layers.LayerNormalization(name="odd")(pixels)}
+    assert engines.choose(image, outputs, asking(tiny, "auto"), PICTURES[:2]).name.startswith("keras ")
     assert "LayerNormalization (odd) has no translation" in caplog.text
     with pytest.raises(InputError, match=r"features\.engine=mnn cannot be had: .*set features\.engine=auto"):
-        engines.choose(model, asking(tiny, "mnn"), PICTURES[:2])
+        engines.choose(image, outputs, asking(tiny, "mnn"), PICTURES[:2])
 
 
 def test_without_mnn_auto_is_keras_and_mnn_says_how_to_get_it(
@@ -100,7 +101,7 @@ def test_without_mnn_auto_is_keras_and_mnn_says_how_to_get_it(
 ) -> None:
     runtime.start(tiny)
     monkeypatch.setattr(mnn, "installed", lambda: False)
-    model = network("vgg16", 0.125, "block1_pool", "avg")
-    assert engines.choose(model, asking(tiny, "auto"), PICTURES[:2]).name.startswith("keras ")
+    image, outputs = network("vgg16", 0.125, "block1_pool", "avg")
+    assert engines.choose(image, outputs, asking(tiny, "auto"), PICTURES[:2]).name.startswith("keras ")
     with pytest.raises(InputError, match=r"pip install 'graft\[mnn\]'"):
-        engines.choose(model, asking(tiny, "mnn"), PICTURES[:2])
+        engines.choose(image, outputs, asking(tiny, "mnn"), PICTURES[:2])
