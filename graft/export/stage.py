@@ -42,7 +42,8 @@ def export(settings: params.Params, prepared: Path, network: Path, folder: Path,
     _empty(folder)
     model, temperature = _calibrated(settings, network, prepared)
     facts = _metadata(settings, description, network, _probabilities(model, prepared))
-    metadata = facts | temperature | {"provenance": provenance.collect(settings, description["fingerprint"], lock)}
+    source = provenance.collect(settings, description["fingerprint"], lock) | {"features": facts.pop("engine")}
+    metadata = facts | temperature | {"provenance": source}
     proto = conversion.convert(model, settings.export.outputs, settings.export.resize)
     files.write_model(proto, metadata, folder / files.model_file("fp32"))
     del proto
@@ -83,6 +84,7 @@ def _metadata(
         "image_size": [size, size],
         "input": conversion.describe_input(size, settings.export.resize),
         "precision": "fp32",
+        "engine": trained["engine"],
         "metrics": {"validation_accuracy": round(trained["validation_accuracy"], 4), "kept": trained["kept"]},
         "reference": _reference(probabilities),
     }
