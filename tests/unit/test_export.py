@@ -134,6 +134,7 @@ def test_a_file_says_where_it_came_from(exported: Exported, tiny: params.Params,
     assert origin["data_fingerprint"] == preparation.describe(prepared)["fingerprint"]
     assert origin["parameters"]["backbone"] == tiny.backbone.model_dump(mode="json")
     assert origin["git"] == provenance.revision(provenance.CODE)
+    assert origin["date"] == provenance.revision_date(provenance.CODE)
     assert origin["licence"]
     assert {"graft", "tensorflow", "keras", "tf2onnx", "onnx", "onnxruntime", "python"} <= origin["versions"].keys()
 
