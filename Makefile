@@ -40,7 +40,8 @@ $(VENV)/.installed: requirements.txt pyproject.toml | $(BIN)/uv
 	touch $@
 
 $(VENV)/.installed-test: requirements-test.txt $(VENV)/.installed
-	$(UV) pip install --quiet --require-hashes -r requirements-test.txt
+	# Tests start hundreds of processes; where Python may write no bytecode, each would compile its imports anew.
+	$(UV) pip install --quiet --compile-bytecode --require-hashes -r requirements-test.txt
 	touch $@
 
 # The inference clients that tests ask with pin an older protobuf than the pipeline's.
