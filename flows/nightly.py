@@ -113,7 +113,9 @@ def _catch_up(deployment: str) -> None:
 
     due = filters.FlowRunFilter(
         state=filters.FlowRunFilterState(type=filters.FlowRunFilterStateType(any_=[StateType.SCHEDULED])),
-        expected_start_time=filters.FlowRunFilterExpectedStartTime(before_=datetime.datetime.now(datetime.UTC)),
+        expected_start_time=filters.FlowRunFilterExpectedStartTime.model_validate(
+            {"before_": datetime.datetime.now(datetime.UTC)}
+        ),
     )
     named = filters.DeploymentFilter(name=filters.DeploymentFilterName(any_=[deployment]))
     with get_client(sync_client=True) as client:

@@ -26,7 +26,7 @@ from graft.datasets import files
 from graft.datasets.files import Files
 from graft.errors import GraftError, InputError
 from graft.images import Pixels, UnreadableImage, decode, resize
-from graft.inference import Model, open_model
+from graft.inference import Model, Probabilities, open_model
 
 SHARD = 500  # pictures: seconds of a small network, minutes of a large one on a CPU
 BATCH = 32
@@ -149,7 +149,7 @@ class Work:
 
     def _answers(self, names: Sequence[str], pictures: Sequence[Pixels | str]) -> list[list[Any]]:
         good = [picture for picture in pictures if not isinstance(picture, str)]
-        answers = iter(self.model.predict(np.stack(good)) if good else ())
+        answers: Iterator[Probabilities] = iter(self.model.predict(np.stack(good)) if good else [])
         rows = []
         for name, picture in zip(names, pictures, strict=True):
             if isinstance(picture, str):

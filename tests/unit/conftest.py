@@ -81,3 +81,13 @@ def evaluated(quick: params.Params, tmp_path_factory: pytest.TempPathFactory) ->
     write_project(root)
     run(quick, root)
     return root
+
+
+@pytest.fixture(scope="session")
+def run(tiny: params.Params, prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with features, head and fine-tuned network of the tiny data set."""
+    from tiny_run import run_stages
+
+    folder = tmp_path_factory.mktemp("run")
+    run_stages(tiny, prepared, folder)
+    return folder
