@@ -47,9 +47,10 @@
     drawMap();
   });
 
-  // What is wider than the screen scrolls, by keyboard too; what is not is no stop on the way.
+  // What does not fit scrolls, by keyboard too; what fits is no stop on the way.
   const regions = new ResizeObserver((entries) => entries.forEach(({ target }) => {
-    if (target.scrollWidth > target.clientWidth + 1 && target.role) target.tabIndex = 0;
+    const hides = target.scrollWidth > target.clientWidth + 1 || target.scrollHeight > target.clientHeight + 1;
+    if (hides && target.role) target.tabIndex = 0;
     else target.removeAttribute("tabindex");
   }));
   document.querySelectorAll(".scroll").forEach((region) => regions.observe(region));
