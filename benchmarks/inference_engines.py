@@ -65,7 +65,12 @@ def openvino(folder: Path) -> Callable[[int], Predict]:
     import openvino
 
     core = openvino.Core()
-    settings = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": len(os.sched_getaffinity(0))}
+    # By itself it computes in bfloat16 where the processor can, which is no float32.
+    settings = {
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_NUM_THREADS": len(os.sched_getaffinity(0)),
+        "INFERENCE_PRECISION_HINT": "f32",
+    }
 
     def load(size: int) -> Predict:
         compiled = core.compile_model(str(folder / f"fp32.{size}.onnx"), "CPU", settings)
@@ -110,12 +115,48 @@ def keras(folder: Path) -> Callable[[int], Predict]:
     return load
 
 
+def mnn(folder: Path) -> Callable[[int], Predict]:
+    import MNN  # noqa: F401 - says at once that it is missing
+
+    from graft import engines
+
+    def load(size: int) -> Predict:
+        model = keras_model(size)
+        model.set_weights([*np.load(folder / "weights.npz").values()])
+        outputs = {"features": model.get_layer("features").output}
+        engine = engines.on_mnn(model.input, outputs, len(os.sched_getaffinity(0)), pictures(size, 32))
+        kernel, bias = model.layers[-2].get_weights()
+
+        def predict(images: Array) -> Any:
+            logits = engine.run(images)["features"] @ kernel + bias
+            shares = np.exp(logits - logits.max(1, keepdims=True))
+            return shares / shares.sum(1, keepdims=True)
+
+        return predict
+
+    return load
+
+
+def tf_function(folder: Path) -> Callable[[int], Predict]:
+    import tensorflow as tf
+
+    def load(size: int) -> Predict:
+        model = keras_model(size)
+        model.set_weights([*np.load(folder / "weights.npz").values()])
+        compiled = tf.function(lambda images: model(images, training=False))
+        return lambda images: compiled(tf.constant(images)).numpy()
+
+    return load
+
+
 ENGINES: dict[str, Callable[[Path], Callable[[int], Predict]]] = {
     "graft fp32": lambda folder: graft(folder, "fp32"),
     "graft int8": lambda folder: graft(folder, "int8"),
     "openvino": openvino,
     "torch": torch,
     "keras": keras,
+    "tf.function": tf_function,
+    "mnn": mnn,
 }
 
 

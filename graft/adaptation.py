@@ -37,7 +37,7 @@ def finetune(settings: params.Params, prepared: Path, stored: Path, head_folder:
     trunk = features.load_trunk(settings)
     head, arrays = heads.load(head_folder, settings.head)
     frozen = _frozen(head_folder)
-    description: dict[str, Any] = {"kept": "frozen head", "frozen_head": frozen}
+    description: dict[str, Any] = {"kept": "frozen head", "frozen_head": frozen, "engine": features.engine_of(stored)}
     history: list[training.Epoch] = []
     suffix_weights: dict[str, Array] = {}
     if trunk.junction is not None:

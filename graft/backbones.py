@@ -19,6 +19,9 @@ from graft.errors import InputError, nearest
 # ImageNet's channel means in BGR order, as VGG was trained with (Simonyan and Zisserman 2014, Caffe models).
 CAFFE_MEANS = (103.939, 116.779, 123.68)
 
+# The layer whose output is what the pretrained network proper begins with.
+PREPROCESSED = "preprocessing"
+
 # Channels and convolutions of each block (Simonyan and Zisserman 2014, configurations D and E).
 VGG16_BLOCKS = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))
 VGG19_BLOCKS = ((64, 2), (128, 2), (256, 4), (512, 4), (512, 4))
@@ -37,17 +40,17 @@ class Architecture:
 
 def caffe(images: Any) -> Any:
     """RGB to BGR, minus the channel means, as plain layers that every exporter converts."""
-    return layers.Rescaling(1.0, offset=[-mean for mean in CAFFE_MEANS], name="preprocessing")(images[..., ::-1])
+    return layers.Rescaling(1.0, offset=[-mean for mean in CAFFE_MEANS], name=PREPROCESSED)(images[..., ::-1])
 
 
 def plus_minus_one(images: Any) -> Any:
     """0 to 255 becomes -1 to 1."""
-    return layers.Rescaling(1 / 127.5, offset=-1.0, name="preprocessing")(images)
+    return layers.Rescaling(1 / 127.5, offset=-1.0, name=PREPROCESSED)(images)
 
 
 def inside(images: Any) -> Any:
     """The network scales its pictures itself."""
-    return images
+    return layers.Identity(name=PREPROCESSED)(images)
 
 
 def vgg(

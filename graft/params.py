@@ -64,7 +64,12 @@ class Backbone(Section):
     name: str
     weights: str
     width: Annotated[float, Field(gt=0, le=1)]
-    layer: str
+    layer: str | Annotated[tuple[str, ...], Field(strict=False, min_length=1)]
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """The layers where features are cut, one or several."""
+        return (self.layer,) if isinstance(self.layer, str) else self.layer
 
 
 class Features(Section):
@@ -75,6 +80,7 @@ class Features(Section):
     augmentation: tuple[Literal["auto", "flip", "shift", "crop", "colour"], ...] = Field(strict=False)
     dtype: Literal["float16", "float32"]
     batch_size: Positive
+    engine: Literal["auto", "mnn", "keras"]
 
 
 class Head(Section):

@@ -139,8 +139,9 @@ class ShardedArray:
             positions = np.flatnonzero(shards == shard)
             with self._paths[shard].open("rb", buffering=0) as file:
                 for position, row in zip(positions, indices[positions] - self._starts[shard], strict=True):
-                    file.seek(self._offset + int(row) * out[position].nbytes)
-                    file.readinto(out[position].data)
+                    place = out[position : position + 1]  # a slice can be written to, whatever its number of axes
+                    file.seek(self._offset + int(row) * place.nbytes)
+                    file.readinto(place.data)
         return out
 
     def read(self) -> Array:

@@ -10,6 +10,7 @@ import keras
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
+from tiny_run import run_stages
 
 from graft import adaptation, backbones, features, heads, params, runtime, training, weights
 from graft.datasets import preparation
@@ -22,24 +23,6 @@ def changed(settings: params.Params, **sections: dict[str, object]) -> params.Pa
     for section, values in sections.items():
         document[section] |= values
     return params.Params.model_validate(document)
-
-
-@pytest.fixture(scope="module")
-def run(tiny: params.Params, prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with features, head and fine-tuned network of the tiny data set."""
-    folder = tmp_path_factory.mktemp("run")
-    run_stages(tiny, prepared, folder)
-    return folder
-
-
-def run_stages(settings: params.Params, prepared: Path, folder: Path) -> None:
-    """What the tasks do, each from a fresh start."""
-    runtime.start(settings)
-    features.extract(settings, prepared, folder / "features")
-    runtime.start(settings)
-    heads.train(settings, prepared, folder / "features", folder / "head")
-    runtime.start(settings)
-    adaptation.finetune(settings, prepared, folder / "features", folder / "head", folder / "finetuned")
 
 
 def digest(folder: Path) -> dict[str, str]:
@@ -132,6 +115,27 @@ def test_views_follow_the_originals_view_by_view(tiny: params.Params, prepared: 
     assert not (rows[count : 2 * count] == rows[2 * count :]).all()
 
 
+def test_several_layers_are_pooled_joined_tuned_and_restored(
+    tiny: params.Params, prepared: Path, tmp_path: Path
+) -> None:
+    several = changed(
+        tiny,
+        backbone={"layer": ["block2_pool", "block3_pool"]},
+        features={"pooling": "avg", "dtype": "float32"},
+        finetune={"unfreeze_from": "block2_conv1"},
+    )
+    run_stages(several, prepared, tmp_path)
+    rows = ShardedArray(tmp_path / "features", "test.features").read()
+    assert rows.shape[1:] == (16 + 32,)
+    runtime.start(several)
+    alone = features.load_trunk(changed(several, backbone={"layer": "block2_pool"}))
+    images, _ = preparation.load_split(prepared, "test")
+    first = keras.Model(alone.image, features.pooled(alone.cut, "avg")).predict_on_batch(images.read())
+    assert np.allclose(rows[:, :16], first, rtol=1e-4, atol=1e-4 * np.abs(first).max())
+    trunk, head = adaptation.restore(several, tmp_path / "finetuned")
+    assert keras.Model(trunk.image, head(trunk.cut)).output_shape == (None, 2)
+
+
 def test_fine_tuning_that_makes_it_worse_is_not_kept(
     tiny: params.Params, prepared: Path, run: Path, tmp_path: Path
 ) -> None:
@@ -168,6 +172,11 @@ def test_a_loss_that_is_no_number_stops_with_epoch_and_rate(tmp_path: Path, tiny
         ({"backbone": {"weights": "imagenet"}}, "ImageNet weights are full width"),
         ({"backbone": {"weights": "nowhere.npz"}}, "or an existing file"),
         ({"finetune": {"unfreeze_from": "block4_conv1"}}, "lies behind backbone.layer"),
+        (
+            {"backbone": {"layer": ["block1_pool", "block3_pool"]}},
+            "does not lead to every backbone.layer (block1_pool, block3_pool); name the first of them",
+        ),
+        ({"backbone": {"layer": ["block2_pool", "block9_pool"]}}, "no backbone.layer block9_pool"),
         ({"finetune": {"unfreeze_from": "block3_conv9"}}, "did you mean block3_conv"),
     ],
 )
