@@ -47,7 +47,7 @@ def version() -> str:
 
 
 def load(image: Any, outputs: dict[str, Any], start: Any, sample: Array, threads: int) -> Runner:
-    """The graph from `start` (a tensor behind `image`) to `outputs`, tried with `sample` in a child before it runs here.
+    """The graph from `start` (a tensor behind `image`) to `outputs`, tried with `sample` in a child first.
 
     `sample` and what the runner takes are batch × H × W × C float32, the values of `start`.
 
