@@ -17,7 +17,7 @@ serve: $(VENV)/.installed
 test: $(VENV)/.installed-test $(CLIENTS)/.installed
 	$(BIN)/python -m pytest
 
-# Nights of retraining on a real server and worker: many minutes each, and so no part of `make test`.
+# What takes minutes by its nature, and so is no part of `make test`: a cron's own minute, kills all along a night.
 campaign: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -m campaign
 
@@ -40,7 +40,8 @@ $(VENV)/.installed: requirements.txt pyproject.toml | $(BIN)/uv
 	touch $@
 
 $(VENV)/.installed-test: requirements-test.txt $(VENV)/.installed
-	$(UV) pip install --quiet --require-hashes -r requirements-test.txt
+	# Tests start hundreds of processes; where Python may write no bytecode, each would compile its imports anew.
+	$(UV) pip install --quiet --compile-bytecode --require-hashes -r requirements-test.txt
 	touch $@
 
 # The inference clients that tests ask with pin an older protobuf than the pipeline's.

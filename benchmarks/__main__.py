@@ -1,6 +1,6 @@
 """Runs the benchmarks: `python -m benchmarks` all of them, `python -m benchmarks engine` one, `--list` names them.
 
-Each module of this folder with a `main()` is a benchmark; its first line says what it measures.
+Each module of this folder, and of `gpu` in it, with a `main()` is a benchmark; its first line says what it measures.
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ FOLDER = Path(__file__).parent
 def benchmarks() -> dict[str, str]:
     """Name and first docstring line of every benchmark, read without importing it."""
     found = {}
-    for path in sorted(FOLDER.glob("*.py")):
+    for path in sorted([*FOLDER.glob("*.py"), *FOLDER.glob("gpu/*.py")]):
         tree = ast.parse(path.read_text(encoding="utf-8"))
         if any(isinstance(node, ast.FunctionDef) and node.name == "main" for node in tree.body):
-            found[path.stem] = (ast.get_docstring(tree) or "").partition("\n")[0]
+            name = ".".join(path.relative_to(FOLDER).with_suffix("").parts)
+            found[name] = (ast.get_docstring(tree) or "").partition("\n")[0]
     found.pop("__main__", None)
     return found
 

@@ -20,7 +20,7 @@ import sys
 import threading
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -117,7 +117,7 @@ def _surroundings(module: Module, folder: str, environment: dict[str, str]) -> I
         sys.argv, sys.path[:] = before[2], before[3]
 
 
-def _handle(handlers: dict[int, Any]) -> None:
+def _handle(handlers: Mapping[signal.Signals, Any]) -> None:
     """Give the signals their handlers back: Ctrl-C is the run's to handle once the stage has ended."""
     for number, handler in handlers.items():
         if handler is not None and signal.getsignal(number) is not handler:

@@ -191,8 +191,10 @@ class Project:
             stage.dump(update_pipeline=False)
         ran = journal.exists()
         journal.unlink(missing_ok=True)
-        if ran or (done and (stage.frozen or stage.is_data_source)):
+        if ran or (done and stage.is_import and not stage.frozen):
             return Outcome("Ran", why)
+        if done and (stage.frozen or stage.is_data_source):
+            return Outcome("Unchanged", f"{why}; recorded as it is, there is nothing to run")
         return Outcome(
             "Restored", f"{why}; from the cache" if in_cache or not remote else f"{why}; pulled from {remote}"
         )

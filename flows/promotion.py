@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from flows import judging
-from flows.registry import Store
+from flows.registry import PUBLISHED, Store
 from graft import history
 from graft.errors import GraftError, InputError
 from graft.inference import open_model
@@ -185,9 +185,19 @@ def followed(root: Path) -> Path:
         InputError: nothing is live yet.
         GraftError: the live version cannot be had.
     """
+    return live_file(root).parents[1]
+
+
+def live_file(root: Path) -> Path:
+    """The file of the live version, where servers read it.
+
+    Raises:
+        InputError: nothing is live yet.
+        GraftError: the live version cannot be had.
+    """
     store = Store(root)
     with store.locked():
         folder = settle(store, ())
     if folder is None:
         raise InputError("no version is live yet; `graft retrain` promotes the first, or serve a file: --model PATH")
-    return folder.parent
+    return folder / PUBLISHED

@@ -19,10 +19,10 @@ from graft.registry import Registry, Version
 
 @dataclass(frozen=True)
 class Pruned:
-    """The versions that went, and the bytes freed in the cache."""
+    """The versions that went or would go, and the bytes freed in the cache."""
 
     versions: tuple[Version, ...]
-    bytes: int
+    bytes: int = 0
 
 
 def removable(now: Registry, keep: int) -> tuple[Version, ...]:
@@ -42,21 +42,22 @@ def prune(store: Store, keep: int, *, dry: bool, cloud: bool) -> Pruned:
         GraftError: git or the DVC remote refuses.
     """
     versions = removable(store.read(), keep)
-    if not dry:
-        store.forget(versions)
+    if dry:
+        return Pruned(versions)
+    store.forget(versions)
     before = _size(store)
-    _collect(store, dry=dry, cloud=cloud)
+    _collect(store, cloud=cloud)
     return Pruned(versions, before - _size(store))
 
 
-def _collect(store: Store, *, dry: bool, cloud: bool) -> None:
+def _collect(store: Store, *, cloud: bool) -> None:
     with (
         run_lock(state_folder(store.root), wait=True, waiting=print),  # what a run has made is in no lock file yet
         translated(),
         inside(store.root),
         open_repository(store.root) as repo,
     ):
-        repo.gc(workspace=True, all_tags=True, all_branches=True, cloud=cloud, force=True, dry=dry)
+        repo.gc(workspace=True, all_tags=True, all_branches=True, cloud=cloud, force=True)
 
 
 def _size(store: Store) -> int:

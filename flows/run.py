@@ -18,7 +18,6 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from flows import QUIET as QUIET
 from flows import events, orphans, seam
 from flows.console import Screen
 from flows.engine import Engine

@@ -23,8 +23,8 @@ COLOUR_RANGE = 0.2  # brightness and contrast change by up to this share
 
 def kinds(settings: params.Params) -> set[str]:
     """What `features.augmentation` asks for; `auto` never flips the digits: mirrored they are others, or none."""
-    auto = {"shift"} if settings.data.source == "digits" else {"flip", "shift"}
-    asked = set(settings.features.augmentation)
+    auto: set[str] = {"shift"} if settings.data.source == "digits" else {"flip", "shift"}
+    asked: set[str] = set(settings.features.augmentation)
     return asked - {"auto"} | auto if "auto" in asked else asked
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 import graft
-from graft.commands import registry
+from graft.commands import registry, score
 from graft.errors import GraftError, InputError
 
 if TYPE_CHECKING:
@@ -374,6 +374,7 @@ def doctor() -> None:
 
 
 registry.add(app)
+score.add(app)
 
 
 def main() -> None:
@@ -383,6 +384,16 @@ def main() -> None:
     except GraftError as error:
         typer.secho(f"graft: {error}", fg="red", err=True)
         sys.exit(error.exit_code)
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package in ("", "graft", "flows", "tasks", "serving"):
+            raise
+        typer.secho(
+            f"graft: this needs {package}, which is not installed here; pip install 'graft[pipeline]'",
+            fg="red",
+            err=True,
+        )
+        sys.exit(GraftError.exit_code)
 
 
 if __name__ == "__main__":

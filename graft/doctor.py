@@ -23,7 +23,7 @@ import numpy as np
 import onnxruntime
 
 from graft import params, providers
-from graft.errors import GraftError
+from graft.errors import GraftError, InputError
 from graft.inference import SUMMARY, open_model
 
 State = Literal["fine", "absent", "problem"]
@@ -142,7 +142,10 @@ def computing(gpu: bool) -> list[Finding]:
 def threads(project: Path | None) -> list[Finding]:
     """Cores, what a container lets use of them, and the threads that will be started."""
     cores = len(os.sched_getaffinity(0))
-    asked = params.load(project / params.FILE).runtime.threads if project else 0
+    try:
+        asked = _threads_asked(project)
+    except InputError as error:
+        return [Finding("Threads", params.FILE.name, str(error), "problem", f"correct {params.FILE}")]
     used = asked or cores
     quota = _quota()
     found = [Finding("Threads", "cores", f"{cores}{f', of which the container grants {quota:g}' if quota else ''}")]
@@ -270,6 +273,13 @@ def _has_hardware() -> bool:
         if vendor == NVIDIA and kind.startswith(SHOWS):
             return True
     return False
+
+
+def _threads_asked(project: Path | None) -> int:
+    """`runtime.threads`; 0 where there is no project, and in a serving environment, which reads no parameters."""
+    if project is None or not _version("ruamel.yaml"):
+        return 0
+    return params.load(project / params.FILE).runtime.threads
 
 
 def _quota() -> float:

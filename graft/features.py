@@ -13,7 +13,7 @@ import itertools
 import json
 import shutil
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -150,7 +150,7 @@ def _extract_split(
     views = settings.features.views if split == "train" else 1
     shards_wanted = itertools.product(range(views), range(0, len(images), rows))
     with ThreadPoolExecutor(1) as writer:
-        writing = writer.submit(list)
+        writing: Future[None] = writer.submit(lambda: None)
         for number, (view, start) in enumerate(shards_wanted):
             chosen = np.arange(start, min(start + rows, len(images)))
             paths = {name: folder / f"{split}.{name}-{number:05d}.npy" for name in wanted}

@@ -31,8 +31,18 @@ def collect(settings: params.Params, data_fingerprint: str, lock: str) -> dict[s
         "parameters": settings.model_dump(mode="json"),
         "weights": settings.backbone.weights,
         "licence": weights.licence(settings.backbone),
-        "versions": {name: metadata.version(name) for name in PACKAGES} | {"python": platform.python_version()},
+        "versions": _versions(),
     }
+
+
+def _versions() -> dict[str, str]:
+    import onnxruntime
+
+    import graft
+
+    # ONNX Runtime comes as one of several packages; it simplifies the graph and makes the int8 file.
+    own = {"graft": graft.__version__, "onnxruntime": onnxruntime.__version__, "python": platform.python_version()}
+    return {name: metadata.version(name) for name in PACKAGES} | own
 
 
 def revision(paths: Sequence[str]) -> str:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from graft.params import Params
     from graft.registry import Registry, Version
 
+LISTED = 10
 COLOURS = {"Promoted": "green", "Kept": "yellow", "Refused": "red", "Failed": "red", "Drifted": "yellow"}
 
 
@@ -66,10 +67,10 @@ def up(
     port: Annotated[int, typer.Option(min=1, max=65535, help="Of Prefect's page.")] = 4200,
 ) -> None:
     """Start a Prefect server on this machine, for as long as this command runs."""
-    from flows import nightly
+    from flows import local
 
     _, _, store = _opened()
-    nightly.start_server(store.root, port)
+    local.start_server(store.root, port)
 
 
 def versions() -> None:
@@ -161,10 +162,15 @@ def prune(
     with store.locked(typer.echo, "retrain"), store.locked(typer.echo):
         store.fetch()
         found = pruning.prune(store, keep, dry=dry, cloud=cloud)
-    names = ", ".join(version.name for version in found.versions) or "no version"
-    typer.echo(
-        f"{'Would forget' if dry else 'Forgot'} {names}; {'would free' if dry else 'freed'} {_size(found.bytes)}."
-    )
+    names = _listed([version.name for version in found.versions])
+    typer.echo(f"Would forget {names}." if dry else f"Forgot {names}; freed {_size(found.bytes)}.")
+
+
+def _listed(names: list[str]) -> str:
+    """At most a few names: a year of nights has hundreds."""
+    if len(names) > LISTED:
+        return f"{len(names)} versions, {names[0]} to {names[-1]}"
+    return ", ".join(names) or "no version"
 
 
 def _size(count: float) -> str:

@@ -14,9 +14,10 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from graft import images, params
-from graft.datasets import archives, cifar10
+from graft.datasets import cifar10, files
+from graft.datasets.files import Files
 from graft.errors import InputError
-from graft.images import Pixels, UnreadableImage
+from graft.images import Pixels
 
 # Folder names that mean a split rather than a class.
 SPLITS = {"train": "train", "training": "train", "test": "test", "testing": "test"} | dict.fromkeys(
@@ -79,50 +80,15 @@ def _cifar10(path: Path, scratch: Path) -> Source:
 def _folder(path: Path, scratch: Path, stack: contextlib.ExitStack) -> Source:
     if not path.exists():
         raise InputError(f"data.path does not exist; set it to a folder, zip or tar of class folders. Received: {path}")
-    if path.is_dir():
-        return _directory(path, [])
-    if archives.is_archive(path) and path.suffix.lower() == ".zip":
-        return _zip(path, stack)
-    if archives.is_archive(path):
-        too_large = archives.unpack_tar(path, scratch, images.MAX_BYTES)
-        return _directory(scratch, too_large)
-    raise InputError(f"data.path must be a folder, a zip or a tar of class folders. Received: {path}")
+    found = files.open_files(path, scratch, stack)
+    if found is None:
+        raise InputError(f"data.path must be a folder, a zip or a tar of class folders. Received: {path}")
+    return _class_folders(found, str(path))
 
 
-def _directory(root: Path, too_large: list[str]) -> Source:
-    # A link inside the folder could lead anywhere, also in a circle.
-    found = sorted(p for p in root.rglob("*") if p.is_file() and not p.is_symlink())
-    names = [p.relative_to(root).as_posix() for p in found]
-
-    def read(name: str) -> bytes:
-        if name in refused or (root / name).stat().st_size > images.MAX_BYTES:
-            raise UnreadableImage(f"more than {images.MAX_BYTES >> 20} MiB")
-        return (root / name).read_bytes()
-
-    refused = set(too_large)
-    return _class_folders(names + too_large, read, str(root))
-
-
-def _zip(path: Path, stack: contextlib.ExitStack) -> Source:
-    archive = stack.enter_context(archives.open_zip(path))
-    infos = {info.filename: info for info in archive.infolist() if not info.is_dir()}
-
-    def read(name: str) -> bytes:
-        # The size in the directory may lie, so that what is read is bounded too.
-        if infos[name].file_size > images.MAX_BYTES:
-            raise UnreadableImage(f"more than {images.MAX_BYTES >> 20} MiB")
-        try:
-            with archive.open(infos[name]) as file:
-                return file.read(images.MAX_BYTES)
-        except Exception as error:  # zipfile and zlib raise many kinds on damaged members
-            raise UnreadableImage(f"damaged in the archive ({error})") from error
-
-    return _class_folders(list(infos), read, str(path))
-
-
-def _class_folders(names: list[str], read: Callable[[str], bytes], origin: str) -> Source:
-    pictures = [name for name in names if images.is_picture_name(name) and "__MACOSX" not in name]
-    ignored = sorted(set(names) - set(pictures))
+def _class_folders(found: Files, origin: str) -> Source:
+    pictures = files.pictures(found.names)
+    ignored = sorted(set(found.names) - set(pictures))
     if not pictures:
         raise InputError(
             f"no pictures found in {origin}; put them in one folder a class ({', '.join(sorted(images.SUFFIXES))})"
@@ -139,7 +105,7 @@ def _class_folders(names: list[str], read: Callable[[str], bytes], origin: str) 
         )
     index = {name: i for i, name in enumerate(classes)}
     items = [Item(name, index[str(label)], split) for name, (split, label) in chosen]
-    return Source(classes, items, lambda i: images.decode(read(items[i].name)), ignored)
+    return Source(classes, items, lambda i: images.decode(found.read(items[i].name)), ignored)
 
 
 def _strip_common_root(parts: list[tuple[str, ...]]) -> list[tuple[str, ...]]:

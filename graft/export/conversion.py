@@ -29,15 +29,21 @@ from graft.inference import INPUT, OUTPUT
 OPSET = 18
 
 
-def classifier(settings: params.Params, network: Path, temperature: float = 1.0) -> keras.Model:
+def classifier(settings: params.Params, network: Path) -> keras.Model:
     """The whole trained network from uint8 `image` to softmax `probabilities`, and further outputs asked for."""
     trunk, head = adaptation.restore(settings, network)
     vector = features.pooled(trunk.cut, settings.features.pooling)
     logits = head(vector)
-    if temperature != 1:
-        logits = layers.Rescaling(1 / temperature, name="temperature")(logits)
     outputs = {OUTPUT: layers.Softmax(name=OUTPUT)(logits), "logits": logits, "features": vector}
     return keras.Model(trunk.image, [outputs[name] for name in settings.export.outputs], name=settings.export.name)
+
+
+def tempered(model: keras.Model, outputs: tuple[str, ...], temperature: float) -> keras.Model:
+    """The same network, weights shared, with its logits divided by `temperature`; `outputs` are the model's names."""
+    logits = layers.Rescaling(1 / temperature, name="temperature")(model.get_layer(OUTPUT).input)
+    changed = {OUTPUT: layers.Softmax(name=OUTPUT)(logits), "logits": logits}
+    tensors = [changed.get(name, tensor) for name, tensor in zip(outputs, model.outputs, strict=True)]
+    return keras.Model(model.input, tensors, name=model.name)
 
 
 def convert(model: keras.Model, outputs: tuple[str, ...], resize: bool = False) -> onnx.ModelProto:

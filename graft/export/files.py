@@ -25,10 +25,11 @@ def model_file(precision: str) -> str:
 def write_model(proto: onnx.ModelProto, metadata: Mapping[str, Any], path: Path) -> None:
     """Write `proto` with `metadata` under `graft.` keys and its checksum; equal inputs give equal bytes."""
     del proto.metadata_props[:]
+    # First, so that a file cut off anywhere behind the graph still holds the checksum that it misses.
+    proto.metadata_props.add(key=checksum.KEY, value=checksum.BLANK)
     for key, value in sorted(metadata.items()):
         text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, sort_keys=True)
         proto.metadata_props.add(key=f"graft.{key}", value=text)
-    proto.metadata_props.add(key=checksum.KEY, value=checksum.BLANK)
     path.write_bytes(checksum.seal(proto.SerializeToString(deterministic=True)))
 
 

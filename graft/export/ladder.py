@@ -68,10 +68,10 @@ def check_graph(path: Path) -> None:
 
 
 def check_axes(model: Model, outputs: Sequence[str]) -> None:
-    """Every input and output has the free axis `batch` first, and the outputs are those that were asked for.
+    """Every input and output has the free axis `batch` first; the outputs are those asked for, all float32.
 
     Raises:
-        GraftError: another name or a fixed batch.
+        GraftError: another name or type, or a fixed batch.
     """
     nodes = (*model.session.get_inputs(), *model.session.get_outputs())
     fixed = [node.name for node in nodes if node.shape[0] != "batch"]
@@ -80,6 +80,9 @@ def check_axes(model: Model, outputs: Sequence[str]) -> None:
     names = [node.name for node in model.session.get_outputs()]
     if names != list(outputs):
         raise GraftError(f"{model.path.name} has outputs {', '.join(names)}; {', '.join(outputs)} are wanted")
+    types = {node.name: node.type for node in model.session.get_outputs()}
+    if set(types.values()) != {"tensor(float)"}:
+        raise GraftError(f"{model.path.name}: every output must be float32. Received: {types}")
 
 
 def compare(model: Model, pairs: Sequence[tuple[Array, Array]]) -> tuple[float, float]:

@@ -11,9 +11,11 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import keras
 import numpy as np
@@ -30,6 +32,7 @@ HISTOGRAM_BINS = 10
 PREDICT_BATCH = 256
 
 Array = npt.NDArray[Any]
+Validate = Callable[[variants.Job], Iterator[Any]]
 
 
 def export(settings: params.Params, prepared: Path, network: Path, folder: Path, lock: str) -> dict[str, Any]:
@@ -40,14 +43,15 @@ def export(settings: params.Params, prepared: Path, network: Path, folder: Path,
     """
     description = preparation.describe(prepared)
     _empty(folder)
-    model, temperature = _calibrated(settings, network, prepared)
-    facts = _metadata(settings, description, network, _probabilities(model, prepared))
-    source = provenance.collect(settings, description["fingerprint"], lock) | {"features": facts.pop("engine")}
-    metadata = facts | temperature | {"provenance": source}
-    proto = conversion.convert(model, settings.export.outputs, settings.export.resize)
-    files.write_model(proto, metadata, folder / files.model_file("fp32"))
-    del proto
-    results = _validate(settings, prepared, folder, model)
+    with _validator(settings.export.precisions) as validate:
+        model, probabilities, temperature = _calibrated(settings, network, prepared)
+        facts = _metadata(settings, description, network, probabilities)
+        source = provenance.collect(settings, description["fingerprint"], lock) | {"features": facts.pop("engine")}
+        metadata = facts | temperature | {"provenance": source}
+        proto = conversion.convert(model, settings.export.outputs, settings.export.resize)
+        files.write_model(proto, metadata, folder / files.model_file("fp32"))
+        del proto
+        results = _validate(settings, prepared, folder, model, validate)
     judged = {str(name): _judge(name, results, settings.export) for name in settings.export.precisions}
     _ship(judged, settings.export, description["classes"], folder)
     summary = {"precisions": judged, **temperature}
@@ -62,14 +66,20 @@ def _empty(folder: Path) -> None:
     shutil.rmtree(folder / "triton", ignore_errors=True)
 
 
-def _calibrated(settings: params.Params, network: Path, prepared: Path) -> tuple[keras.Model, dict[str, float]]:
-    """The network, with its temperature inside where `export.calibrate` asks for one, and what to note of it."""
+def _calibrated(settings: params.Params, network: Path, prepared: Path) -> tuple[keras.Model, Array, dict[str, float]]:
+    """The network, its probabilities (N×C) of the validation pictures, and what to note of its temperature.
+
+    Where `export.calibrate` asks for a temperature, it is in the network and in the probabilities.
+    """
     model = conversion.classifier(settings, network)
+    probabilities = _probabilities(model, prepared)
     if not settings.export.calibrate:
-        return model, {}
+        return model, probabilities, {}
     _, labels = preparation.load_split(prepared, "validation")
-    temperature = round(calibration.fit_temperature(_probabilities(model, prepared), labels.read()), 4)
-    return conversion.classifier(settings, network, temperature), {"temperature": temperature}
+    temperature = round(calibration.fit_temperature(probabilities, labels.read()), 4)
+    calibrated = calibration.apply_temperature(probabilities, temperature)
+    scaled = conversion.tempered(model, settings.export.outputs, temperature)
+    return scaled, calibrated, {"temperature": temperature}
 
 
 def _metadata(
@@ -112,7 +122,9 @@ def _reference(probabilities: Array) -> dict[str, Any]:
     }
 
 
-def _validate(settings: params.Params, prepared: Path, folder: Path, model: keras.Model) -> dict[str, Any]:
+def _validate(
+    settings: params.Params, prepared: Path, folder: Path, model: keras.Model, validate: Validate
+) -> dict[str, Any]:
     """What the child process found, by precision.
 
     Raises:
@@ -121,12 +133,9 @@ def _validate(settings: params.Params, prepared: Path, folder: Path, model: kera
     images, _ = preparation.load_split(prepared, "test")
     meter = progress.Meter("export", len(images) * len(settings.export.precisions))
     with tempfile.TemporaryDirectory(prefix="graft-") as scratch:
-        job = Path(scratch) / "job.json"
         samples = Path(scratch) / "samples.npz"
         np.savez(samples, **_samples(model, images))  # type: ignore[arg-type]
-        asked = variants.Job(settings=settings, prepared=prepared, folder=folder, samples=samples)
-        job.write_text(asked.model_dump_json(), encoding="utf-8")
-        for value in _child(job):
+        for value in validate(variants.Job(settings=settings, prepared=prepared, folder=folder, samples=samples)):
             if isinstance(value, dict):
                 return value
             meter.advance(value)
@@ -144,22 +153,37 @@ def _samples(model: keras.Model, images: ShardedArray) -> dict[str, Array]:
     return pairs
 
 
-def _child(job: Path) -> Iterator[Any]:
-    """Each line that the child prints, as it comes.
+@contextmanager
+def _validator(precisions: Sequence[str]) -> Iterator[Validate]:
+    """A child process without TensorFlow that judges one job: each value that it prints, as it comes.
+
+    It starts at once, so that it has its libraries by the time the network is converted; asked nothing, it ends.
+    """
+    command = [sys.executable, "-m", variants.__name__, *precisions]
+    pipe = subprocess.PIPE
+    with (
+        tempfile.TemporaryFile("w+", encoding="utf-8") as complaints,
+        subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=complaints, text=True, encoding="utf-8") as child,
+    ):
+        yield partial(_ask, child, complaints)
+
+
+def _ask(child: subprocess.Popen[str], complaints: IO[str], job: variants.Job) -> Iterator[Any]:
+    """The child's answers to `job`.
 
     Raises:
         GraftError: it ended with an error.
     """
-    command = [sys.executable, "-m", variants.__name__, str(job)]
-    with tempfile.TemporaryFile("w+", encoding="utf-8") as complaints:
-        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=complaints, text=True) as child:
-            assert child.stdout is not None  # noqa: S101 - for the type checker: a pipe was asked for
-            for line in child.stdout:
-                yield json.loads(line)
-        if child.returncode:
-            complaints.seek(0)
-            reason = (complaints.read().strip().splitlines() or [f"status {child.returncode}"])[-1]
-            raise GraftError(f"the exported files cannot be validated: {reason}")
+    assert child.stdin is not None and child.stdout is not None  # noqa: S101, PT018 - pipes were asked for
+    with suppress(BrokenPipeError):  # it has died already; its last words follow
+        child.stdin.write(job.model_dump_json())
+        child.stdin.close()
+    for line in child.stdout:
+        yield json.loads(line)
+    if child.wait():
+        complaints.seek(0)
+        reason = (complaints.read().strip().splitlines() or [f"status {child.returncode}"])[-1]
+        raise GraftError(f"the exported files cannot be validated: {reason}")
 
 
 def _judge(precision: str, results: dict[str, Any], settings: params.Export) -> dict[str, Any]:

@@ -1,11 +1,13 @@
 """The child process of the stage `export`: derives the further precisions and judges every file, without TensorFlow.
 
-`python -m graft.export.variants JOB` reads a `Job` as JSON and prints one JSON value a line: how many pictures
-more are done, and at last an object of results by precision. Files are written beside the fp32 one.
+`python -m graft.export.variants PRECISION …` reads a `Job` as JSON from its standard input and prints one JSON value
+a line: how many pictures more are done, and at last an object of results by precision. Files are written beside
+the fp32 one.
 """
 
 from __future__ import annotations
 
+import importlib
 import json
 import sys
 from collections.abc import Iterator
@@ -151,4 +153,8 @@ def _say(value: Any) -> None:
 
 
 if __name__ == "__main__":
-    main(Job.model_validate_json(Path(sys.argv[1]).read_text(encoding="utf-8")))
+    if "int8" in sys.argv[1:]:
+        # A second or more, which passes while the parent converts.
+        importlib.import_module("onnxruntime.quantization")
+    if asked := sys.stdin.read():
+        main(Job.model_validate_json(asked))

@@ -7,28 +7,23 @@ import pytest
 REPOSITORIES = ["chain", "sweep", "folders", "odd"]
 # Stages that DVC runs every time, whatever happened before.
 ALWAYS = {"odd": {"clock", "hello"}}
+# Stages whose command never runs: what lies there is recorded.
+FROZEN = {"odd": {"frozen"}}
 
 
 @pytest.mark.parametrize("name", REPOSITORIES)
-def test_a_run_equals_dvc_repro_in_process_and_isolated(repository, name):
-    by_dvc = repository(name, "dvc")
+def test_a_run_equals_dvc_repro_in_process_and_isolated_and_takes_over_from_it(repository, name):
+    by_dvc, in_process, isolated = (repository(name, how) for how in ("dvc", "process", "isolated"))
     by_dvc.dvc("repro")
-    for mode in ([], ["--isolate"]):
-        by_graft = repository(name, "-".join(["graft", *mode]))
-        out = by_graft.graft("run", *mode)
-        assert set(by_graft.states(out).values()) == {"Ran"}
-        assert by_graft.lock() == by_dvc.lock()
+    for found in (in_process.states(in_process.graft("run")), isolated.work(isolate=True)):
+        assert {stage for stage, state in found.items() if state != "Ran"} == FROZEN.get(name, set())
+    assert in_process.lock() == isolated.lock() == by_dvc.lock()
+    for by_graft in (in_process, isolated):
         again = by_graft.dvc("repro")
         rerun = {line.split("'")[1] for line in again.splitlines() if line.startswith("Running stage")}
         assert rerun == ALWAYS.get(name, set())
-
-
-@pytest.mark.parametrize("name", REPOSITORIES)
-def test_after_dvc_repro_there_is_nothing_to_do(repository, name):
-    made = repository(name)
-    made.dvc("repro")
-    states = made.states(made.graft("run"))
-    assert {stage for stage, state in states.items() if state != "Unchanged"} == ALWAYS.get(name, set())
+    after = by_dvc.work()
+    assert {stage for stage, state in after.items() if state != "Unchanged"} == ALWAYS.get(name, set())
 
 
 def test_nothing_to_do_starts_neither_prefect_nor_tensorflow(repository):
@@ -45,8 +40,12 @@ def test_nothing_to_do_starts_neither_prefect_nor_tensorflow(repository):
 
 def test_targets_bring_what_they_need_and_no_more(repository):
     made = repository("sweep")
-    states = made.states(made.graft("run", "pair@train-upper", "score"))
-    assert set(states) == {"split@train", "pair@train-upper", "score@short", "score@long"}
+    assert set(made.work("pair@train-upper", "score")) == {
+        "split@train",
+        "pair@train-upper",
+        "score@short",
+        "score@long",
+    }
 
 
 def test_status_says_what_would_run_and_why(repository):
@@ -63,11 +62,11 @@ def test_status_says_what_would_run_and_why(repository):
 def test_a_run_takes_the_folders_own_dvc_yaml_and_what_it_needs(repository):
     made = repository("folders")
     made.write("elsewhere/dvc.yaml", "stages: {never: {cmd: 'false'}}")
-    assert set(made.states(made.graft("run", "clean/dvc.yaml"))) == {
+    assert set(made.work("clean/dvc.yaml")) == {
         "fetch",
         "clean/dvc.yaml:even",
         "clean/dvc.yaml:odd",
     }
-    assert set(made.states(made.graft("run"))) == {
+    assert set(made.work()) == {
         *("fetch", "clean/dvc.yaml:even", "clean/dvc.yaml:odd", "model/dvc.yaml:fit", "report"),
     }

@@ -30,7 +30,7 @@ def test_an_exception_in_process_is_a_sentence_and_its_traceback_a_log(repositor
     assert "KeyError: 'no such column' (train.py:8)" in line
     assert "runpy" not in out
     made.edit("work/train.py", 'raise KeyError("no such column")', 'burn.ran("begin train")')
-    states = made.states(made.graft("run"))
+    states = made.work()
     assert (states["extract"], states["train"]) == ("Unchanged", "Ran")
 
 
@@ -57,7 +57,7 @@ def test_a_full_disk_under_the_cache(repository, small_disk):
     assert "Traceback" not in out
     assert made.states(out)["prepare"] == "Ran"
     subprocess.run(["mount", "-o", "remount,size=20m", str(small_disk)], check=True)
-    states = made.states(made.graft("run"))
+    states = made.work()
     assert (states["prepare"], states["evaluate"]) == ("Unchanged", "Ran")
     assert "up to date" in made.dvc("repro")
 
@@ -79,12 +79,12 @@ def test_a_read_only_cache(repository, small_disk):
     assert "the file system is read-only" in out
     assert "Traceback" not in out
     subprocess.run(["mount", "-o", "remount,rw", str(small_disk)], check=True)
-    assert set(made.states(made.graft("run")).values()) == {"Ran"}
+    assert set(made.work().values()) == {"Ran"}
 
 
 def test_an_edited_output_is_restored_and_the_edit_kept(repository):
     made = repository("chain")
-    made.graft("run")
+    made.work()
     made.write("model.txt", "precious\n")
     out = made.graft("run")
     assert "output model.txt changed" in out
@@ -96,7 +96,7 @@ def test_an_edited_output_is_restored_and_the_edit_kept(repository):
 
 def test_a_lock_file_with_merge_conflict_marks(repository):
     made = repository("chain")
-    made.graft("run")
+    made.work()
     lock = made.root / "dvc.lock"
     good = lock.read_text()
     lines = good.splitlines()

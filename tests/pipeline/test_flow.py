@@ -6,41 +6,52 @@ import json
 import signal
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import psutil
+import pytest
 from test_processes import wait_for
 
-CALL = """
+# A program that calls the flow whenever it is told to: a flow run each, in one long-lived process.
+CALLER = """
 import json, sys
 from flows.pipeline import pipeline
-try:
-    print("summary", json.dumps(pipeline(repo=sys.argv[1])))
-except Exception as error:
-    print("raised", type(error).__name__, error)
+for line in sys.stdin:
+    try:
+        print("summary", json.dumps(pipeline(repo=line.strip())), flush=True)
+    except Exception as error:
+        print("raised", type(error).__name__, error, flush=True)
 """
 
 
-def call(made, **options: object) -> str:
-    done = subprocess.run(
-        [sys.executable, "-c", CALL, str(made.root)], env=made.environment, text=True, capture_output=True, cwd="/"
-    )
-    (line,) = [line for line in done.stdout.splitlines() if line.startswith(("summary", "raised"))]
-    return line
+@pytest.fixture
+def call(environment, server) -> Iterator[Callable[[Path], str]]:
+    """Calls the flow on a repository, as another program would; what it returned or raised."""
+    settings = {**environment, "PREFECT_API_URL": server}
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen([sys.executable, "-c", CALLER], env=settings, text=True, cwd="/", **pipes) as caller:
+
+        def once(root: Path) -> str:
+            print(root, file=caller.stdin, flush=True)
+            return next(line.strip() for line in caller.stdout if line.startswith(("summary", "raised")))
+
+        yield once
 
 
-def test_the_flow_returns_a_small_summary_and_raises_one_sentence(repository):
+def test_the_flow_returns_a_small_summary_and_raises_one_sentence(repository, call):
     made = repository("chain")
-    summary = json.loads(call(made).removeprefix("summary "))
+    summary = json.loads(call(made.root).removeprefix("summary "))
     assert [(stage["name"], stage["state"]) for stage in summary["stages"]] == [
         (name, "Ran") for name in ("prepare", "extract", "count", "train", "evaluate")
     ]
     assert summary["metrics"]["metrics.json"]["lines"] == 6
-    again = json.loads(call(made).removeprefix("summary "))
+    again = json.loads(call(made.root).removeprefix("summary "))
     assert {stage["state"] for stage in again["stages"]} == {"Unchanged"}
     made.edit("work/train.py", 'burn.ran("begin train")', 'raise SystemExit("no luck today")')
-    assert call(made) == "raised GraftError train: no luck today"
+    assert call(made.root) == "raised GraftError train: no luck today"
     made.write("dvc.yaml", "stages: [")
-    assert call(made).startswith("raised GraftError ")
+    assert call(made.root).startswith("raised GraftError ")
 
 
 def test_prefect_learns_that_a_run_was_killed(repository, api):

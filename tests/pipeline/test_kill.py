@@ -20,7 +20,7 @@ def test_kill_at_thirty_points_loses_nothing(repository):
     first = _first_line(process := undisturbed.start("run")) - begin
     process.communicate(timeout=300)
     seconds = time.monotonic() - begin
-    wanted = undisturbed.lock()
+    wanted, outputs = undisturbed.lock(), _outputs(undisturbed)
     killed_while = set()
     made = repository("chain", "killed")
     for point in range(POINTS):
@@ -41,7 +41,8 @@ def test_kill_at_thirty_points_loses_nothing(repository):
         again = {line.split()[1] for line in made.ran()[len(already) :]}
         assert not again & finished, f"point {point}: {again & finished} done again"
         assert made.lock() == wanted, f"point {point}"
-        assert "up to date" in made.dvc("status")
+        assert _outputs(made) == outputs, f"point {point}"
+    assert "up to date" in made.dvc("status")
     # The points must have fallen into different stages, or the test shows nothing.
     assert len(killed_while) >= 4, killed_while
 
@@ -51,6 +52,13 @@ def _first_line(process: subprocess.Popen[str]) -> float:
     assert process.stdout is not None
     process.stdout.readline()
     return time.monotonic()
+
+
+def _outputs(made) -> dict[str, bytes]:
+    """What the stages left, file by file."""
+    files = [made.root / name for name in ("count.txt", "model.txt", "metrics.json", "confusion.csv")]
+    files += [*made.root.glob("prepared/*"), *made.root.glob("features/*")]
+    return {str(file.relative_to(made.root)): file.read_bytes() for file in files}
 
 
 def _forget(made) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -10,15 +11,15 @@ import pytest
 @pytest.mark.slow
 def test_in_process_and_isolated_stages_write_equal_hashes(repository):
     in_process, isolated = repository("leaky", "here"), repository("leaky", "apart")
-    in_process.graft("run")
-    isolated.graft("run", "--isolate")
+    with ThreadPoolExecutor() as both:  # TensorFlow is imported three times: side by side
+        list(both.map(lambda made, isolate: made.work(isolate=isolate), (in_process, isolated), (False, True)))
     read = [json.loads((made.root / "second.json").read_text()) for made in (in_process, isolated)]
     assert read[0] == read[1]
     assert in_process.lock() == isolated.lock()
     assert json.loads((in_process.root / "first.json").read_text())["argv"] == ["--name", "first one"]
 
 
-def test_a_long_lived_process_never_runs_code_older_than_the_files(repository, monkeypatch):
+def test_a_long_lived_process_never_runs_code_older_than_the_files(repository):
     """Two stages share a module that the first one rewrites: the second must see what is written."""
     made = repository("chain")
     made.write("work/constant.py", "VALUE = 1\n")
@@ -26,4 +27,4 @@ def test_a_long_lived_process_never_runs_code_older_than_the_files(repository, m
     made.edit("work/prepare.py", 'burn.ran("end', f'from work import constant\n    {rewrite}\n    burn.ran("end')
     check = "from work import constant\n    assert constant.VALUE == 22"
     made.edit("work/extract.py", 'burn.ran("end extract")', check)
-    made.graft("run")
+    made.work()

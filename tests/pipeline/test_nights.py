@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import http.server
 import json
 import os
-import signal
 import subprocess
 import sys
 import threading
-import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
 from typing import Any, ClassVar
 from urllib.parse import urlsplit
@@ -22,37 +20,13 @@ import deliveries
 import numpy as np
 import pytest
 from conftest import ROOT, Api, Repository
+from services import PATIENCE, running, until
+from test_versions import check_whole
 
+from flows.registry import Store
 from graft import params
 
 PICTURE = np.full((1, 32, 32, 3), 120, np.uint8)
-PATIENCE = 400  # seconds, for one night on a busy machine
-
-
-@contextmanager
-def running(command: list[str], folder: Path, environment: dict[str, str], log: Path) -> Iterator[Any]:
-    """A process that is stopped in the end."""
-    with log.open("w") as out:
-        process = subprocess.Popen(command, cwd=folder, env=environment, stdout=out, stderr=subprocess.STDOUT)
-    try:
-        yield process
-    finally:
-        process.send_signal(signal.SIGCONT)
-        process.terminate()
-        try:
-            process.wait(60)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-
-
-def until(condition: Callable[[], Any], log: Path) -> Any:
-    """What `condition` says as soon as it says something."""
-    end = time.monotonic() + PATIENCE
-    while not (found := condition()):
-        assert time.monotonic() < end, log.read_text()[-3000:]
-        time.sleep(0.2)
-    return found
 
 
 class Load:
@@ -98,19 +72,20 @@ class Pool:
     def prepare(self) -> None:
         self._prefect("work-pool", "create", "graft", "--type", "process")
         self._prefect("--no-prompt", "deploy", "--all")
-        query = {"deployments": {"name": {"any_": ["nightly"]}}, "flows": {"name": {"any_": ["retrain"]}}}
-        (self.deployment,) = self._api.post("/deployments/filter", query)
-        self._api.post(f"/deployments/{self.deployment['id']}/pause_deployment")  # at two at night, too
+        found = self._api.post("/deployments/filter", {"work_pools": {"name": {"any_": ["graft"]}}})
+        self._deployments = {deployment["name"]: deployment["id"] for deployment in found}
+        self._api.post(f"/deployments/{self._deployments['nightly']}/pause_deployment")  # at two at night, too
 
     def _prefect(self, *arguments: str) -> None:
         command = [sys.executable, "-m", "prefect", *arguments]
         done = subprocess.run(command, cwd=ROOT, env=self._environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
 
-    def night(self, repository: Repository) -> tuple[str, str]:
-        """One run of the deployment on `repository`: its state's name and message."""
-        body = {"parameters": {"repo": os.fspath(repository.root)}}
-        made = self._api.post(f"/deployments/{self.deployment['id']}/create_flow_run", body)
+    def run(self, deployment: str, **parameters: str) -> tuple[str, str]:
+        """One run of the deployment: its state's name and message."""
+        made = self._api.post(
+            f"/deployments/{self._deployments[deployment]}/create_flow_run", {"parameters": parameters}
+        )
 
         def ended() -> Any:
             query = {"flow_runs": {"id": {"any_": [made["id"]]}}}
@@ -120,14 +95,17 @@ class Pool:
         state = until(ended, self.log)
         return state["name"], state["message"] or ""
 
+    def night(self, repository: Repository) -> tuple[str, str]:
+        """One retraining."""
+        return self.run("nightly", repo=os.fspath(repository.root))
+
 
 @pytest.fixture
 def night_environment(environment: dict[str, str], server: str) -> dict[str, str]:
     return {**environment, "PREFECT_API_URL": server, "PREFECT_WORKER_QUERY_SECONDS": "1"}
 
 
-@pytest.mark.campaign
-@pytest.mark.timeout(1800)
+@pytest.mark.slow
 def test_five_nights_and_a_rollback_without_a_failed_request(
     tmp_path: Path, night_environment: dict[str, str], api: Api
 ) -> None:
@@ -147,7 +125,7 @@ def test_five_nights_and_a_rollback_without_a_failed_request(
             with Load(url) as load:
                 outcomes = []
                 for night, broken in (
-                    ("one again", {"cast": 0.7}),
+                    ("one", {"cast": 0.7, "more": 1}),
                     ("three", {"cast": 0.95}),
                     ("four", {"corrupt": 0.15}),
                     ("five", {}),
@@ -155,6 +133,7 @@ def test_five_nights_and_a_rollback_without_a_failed_request(
                     deliveries.deliver(project, night, **broken)  # type: ignore[arg-type]
                     outcomes.append(pool.night(project))
                 said = project.graft("rollback")
+                scored = pool.run("batch", repo=os.fspath(project.root), source="data/raw", out="scores.csv")
                 seen = sum(load.answers.values())
                 until(lambda: sum(load.answers.values()) > seen + 20, log)
     assert [name for name, _ in outcomes] == ["Kept", "Kept", "Refused", "Promoted"], outcomes
@@ -162,6 +141,8 @@ def test_five_nights_and_a_rollback_without_a_failed_request(
     assert "worse than the champion" in outcomes[1][1]
     assert "unreadable" in outcomes[2][1]
     assert "v1.0.0 is live again" in said
+    assert scored[0] == "Completed", scored
+    assert len((project.root / "scores.csv").read_text().splitlines()) == 361
     assert {status for status, _ in load.answers} == {200}
     assert {version for _, version in load.answers} == {"1", "2", "3"}
     assert [night["outcome"] for night in deliveries.history(project)] == [
@@ -178,58 +159,83 @@ def _address(log: Path) -> str | None:
     return next((word.strip('",').rstrip("/") for word in words if "http://127.0.0.1:" in word), None)
 
 
-@pytest.mark.campaign
-@pytest.mark.timeout(1200)
-def test_broken_deliveries_are_caught_before_training_and_the_champion_stays(
-    tmp_path: Path, night_environment: dict[str, str]
+class Sleepless:
+    """A process that runs the flow once whenever it is told to: Prefect is imported once for all nights."""
+
+    CODE = """
+import json, sys
+from flows.retrain import retrain
+for _ in sys.stdin:
+    state = retrain(repo=sys.argv[1], return_state=True)
+    print(json.dumps([state.name, state.message]), flush=True)
+"""
+
+    def __init__(self, project: Repository, environment: dict[str, str], log: Path) -> None:
+        self._project, self._log = project, log
+        with log.open("w") as errors:
+            self._process = subprocess.Popen(
+                [sys.executable, "-c", self.CODE, os.fspath(project.root)],
+                cwd=project.root,
+                env=environment,
+                text=True,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+            )
+
+    def __enter__(self) -> Sleepless:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.communicate(timeout=60)
+
+    def night(self, outcome: str, why: str) -> None:
+        """Run the flow, and see that it ended so and for this reason."""
+        assert self._process.stdin
+        assert self._process.stdout
+        print("go", file=self._process.stdin, flush=True)
+        for line in self._process.stdout:
+            if line.startswith("["):
+                break
+        else:
+            raise AssertionError(self._log.read_text()[-3000:])
+        name, message = json.loads(line)
+        assert name == outcome, message
+        assert why in message
+
+
+def test_whatever_is_delivered_or_down_the_champion_stays_and_a_retry_works(
+    project: Repository, night_environment: dict[str, str], tmp_path: Path
 ) -> None:
-    project = deliveries.project(tmp_path / "broken", night_environment)
-    deliveries.deliver(project, "one")
-    assert deliveries.retrain(project).startswith("Promoted")
-    live = deliveries.live(project).read_bytes()
-    for delivery, why in (
-        ({"turn": 1}, "agrees with only"),
-        ({"classes": 2}, "1 of 3 classes are gone (slate)"),
-    ):
-        deliveries.deliver(project, "one", **delivery)  # type: ignore[arg-type]
-        out = project.graft("retrain", code=1)
-        last = out.strip().splitlines()[-1]
-        assert last.startswith("Refused"), out
-        assert why in last
-        assert "export" not in project.states(out), "it was trained on"
-        assert deliveries.live(project).read_bytes() == live
-    assert deliveries.tags(project) == ["model#prod#1", "model@v1.0.0"]
+    store, away = tmp_path / "store", tmp_path / "away"
 
+    def live() -> tuple[bytes, list[str]]:
+        return deliveries.live(project).read_bytes(), deliveries.tags(project)
 
-@pytest.mark.campaign
-@pytest.mark.timeout(900)
-def test_an_interval_fires_and_missed_runs_are_caught_up_once(
-    tmp_path: Path, night_environment: dict[str, str], api: Api
-) -> None:
-    project = deliveries.project(tmp_path / "scheduled", night_environment)
-    deliveries.deliver(project, "one")
-    log = tmp_path / "schedule.log"
-    schedule = [sys.executable, "-m", "graft.cli", "schedule", "--interval", "5"]
-
-    def runs(**wanted: Any) -> list[dict[str, Any]]:
-        query = {"deployments": {"name": {"any_": ["nightly-scheduled"]}}, "flow_runs": wanted, "limit": 200}
-        found: list[dict[str, Any]] = api.post("/flow_runs/filter", query)
-        return found
-
-    def ended(*names: str) -> list[dict[str, Any]]:
-        return [run for run in runs() if run["state_type"] == "COMPLETED" and run["state_name"] in names]
-
-    with running(schedule, project.root, night_environment, log) as process:
-        first = until(lambda: ended("Promoted"), log)
-        assert all(run["auto_scheduled"] for run in first)
-        process.send_signal(signal.SIGSTOP)
-        late = until(lambda: [r for r in runs(state={"name": {"any_": ["Late"]}}) if len(r) > 0][3:], log)
-        process.send_signal(signal.SIGCONT)
-        until(lambda: ended("Superseded"), log)
-        until(lambda: ended("Unchanged"), log)
-    assert late
-    assert len(first) == 1
-    assert deliveries.tags(project) == ["model#prod#1", "model@v1.0.0"]
+    with Sleepless(project, night_environment, tmp_path / "nights.log") as at_work:
+        at_work.night("Promoted", "v1.0.0 is live")
+        champion = live()
+        for broken, why in (
+            ({"turn": 1}, "agrees with only"),
+            ({"classes": 2}, "1 of 3 classes are gone (slate)"),
+            ({"corrupt": 0.1}, "unreadable"),
+        ):
+            deliveries.deliver(project, "two", **broken)  # type: ignore[arg-type]
+            exported = (project.root / "models/onnx/model.fp32.onnx").stat().st_mtime_ns
+            at_work.night("Refused", why)
+            assert (project.root / "models/onnx/model.fp32.onnx").stat().st_mtime_ns == exported, "it was trained on"
+            assert live() == champion
+        deliveries.deliver(project, "two")
+        store.rename(away)
+        store.write_text("no folder")
+        at_work.night("Failed", "the DVC remote store takes no data")
+        assert live() == champion
+        store.unlink()
+        away.rename(store)
+        at_work.night("Promoted", "v1.1.0 is live")
+        at_work.night("Unchanged", "nothing changed")
+    outcomes = [night["outcome"] for night in deliveries.history(project)]
+    assert outcomes == ["promote", "refuse", "refuse", "refuse", "promote"]
 
 
 class _Webhook(http.server.BaseHTTPRequestHandler):
@@ -246,26 +252,18 @@ class _Webhook(http.server.BaseHTTPRequestHandler):
         pass
 
 
-@pytest.mark.campaign
-@pytest.mark.timeout(900)
 def test_a_promotion_waits_for_a_person_and_is_told(
-    tmp_path: Path, night_environment: dict[str, str], api: Api
+    project: Repository, night_environment: dict[str, str], api: Api, tmp_path: Path
 ) -> None:
     with http.server.HTTPServer(("127.0.0.1", 0), _Webhook) as webhook:
         thread = threading.Thread(target=webhook.serve_forever)
         thread.start()
         try:
-            asked = ("retrain.require_approval=true", f"retrain.webhook=http://127.0.0.1:{webhook.server_port}/")
-            project = deliveries.project(tmp_path / "approved", night_environment, *asked)
-            deliveries.deliver(project, "one")
-            night = project.start("retrain")
-
-            def paused() -> Any:
-                assert night.poll() is None, night.communicate()[0]
-                query = {"name": {"any_": ["retrain approved"]}, "state": {"type": {"any_": ["PAUSED"]}}}
-                return api.post("/flow_runs/filter", {"flow_runs": query})
-
-            (run,) = until(paused, project.root / "params.yaml")
+            asked = ["retrain.require_approval=true", f"retrain.webhook=http://127.0.0.1:{webhook.server_port}/"]
+            project.write("params.yaml", params.override((project.root / "params.yaml").read_text(), asked))
+            night = Repository(project.root, night_environment).start("retrain")
+            query = {"name": {"any_": ["retrain project"]}, "state": {"type": {"any_": ["PAUSED"]}}}
+            (run,) = until(lambda: api.post("/flow_runs/filter", {"flow_runs": query}), project.root / "params.yaml")
             assert deliveries.tags(project) == []
             api.post(f"/flow_runs/{run['id']}/resume")
             out, _ = night.communicate(timeout=PATIENCE)
@@ -274,3 +272,23 @@ def test_a_promotion_waits_for_a_person_and_is_told(
             thread.join()
     assert out.strip().splitlines()[-1].startswith("Promoted"), out
     assert [(told["outcome"], told["version"]) for told in _Webhook.told] == [("Promoted", "v1.0.0")]
+
+
+@pytest.mark.campaign
+def test_killed_at_any_moment_and_run_again_it_ends_in_one_state(
+    project: Repository, night_environment: dict[str, str], tmp_path: Path
+) -> None:
+    night, store = Repository(project.root, night_environment), Store(project.root)
+    assert deliveries.retrain(night).startswith("Promoted")
+    deliveries.deliver(night, "two")
+    with (tmp_path / "log").open("w") as log:
+        for seconds in range(1, 13):  # each gets a little further than the one before, until one ends by itself
+            process = night.start("retrain", stdout=log)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(seconds)
+            process.kill()
+            process.wait()
+            check_whole(project, store)
+    assert deliveries.retrain(night).split()[0] in ("Promoted", "Unchanged")
+    assert deliveries.tags(project) == ["model#prod#1", "model#prod#2", "model@v1.0.0", "model@v1.1.0"]
+    assert deliveries.retrain(night).startswith("Unchanged")

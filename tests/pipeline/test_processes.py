@@ -44,7 +44,9 @@ def test_a_stage_is_retried_as_its_meta_says(empty, api):
     write_stages(empty, flaky=stage(command, outs=["done.txt"], meta={"retries": 2, "retry_delay": 0.1}))
     out = empty.graft("run")
     assert [line.split()[0] for line in out.splitlines() if " flaky " in line] == ["Failed", "Failed", "Ran"]
-    assert api.task_runs(empty.root.name)["flaky"]["run_count"] == 3
+    task = api.task_runs(empty.root.name)["flaky"]
+    assert task["run_count"] == 3
+    assert (task["empirical_policy"]["retries"], task["empirical_policy"]["retry_delay"]) == (2, 0.1)
 
 
 def test_a_stage_that_takes_too_long_is_really_stopped(empty, api):
@@ -78,7 +80,7 @@ def test_a_signal_stops_within_seconds_and_the_next_run_continues(repository, si
     assert "Traceback" not in out
     assert not [p for p in psutil.process_iter() if _works_in(p, made.root)]
     made.write("once", "")
-    states = made.states(made.graft("run"))
+    states = made.work()
     assert states["prepare"] == states["extract"] == "Unchanged"
     assert states["train"] == "Ran"
 

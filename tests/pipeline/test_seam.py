@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 
 import dvc.dvcfile
 import dvc.repo
@@ -66,6 +67,9 @@ def test_a_dvc_that_moved_is_noticed(monkeypatch, name, stand_in):
 
 def test_where_the_seam_does_not_fit_stages_run_isolated_with_a_warning(repository):
     made = repository("chain")
+    stages = {"first": {"cmd": "python -m work.prepare", "deps": ["seed.txt"], "outs": ["prepared"]}}
+    stages["second"] = {"cmd": "ls prepared > names.txt", "deps": ["prepared"], "outs": ["names.txt"]}
+    made.write("dvc.yaml", json.dumps({"stages": stages}))  # JSON is YAML; each stage is a start of DVC
     made.write(
         "moved/sitecustomize.py",
         "import dvc.stage.run as run\n"
@@ -77,5 +81,5 @@ def test_where_the_seam_does_not_fit_stages_run_isolated_with_a_warning(reposito
     made.environment["PYTHONPATH"] += f":{made.root / 'moved'}"
     out = made.graft("run")
     assert "running every stage isolated" in out
-    assert set(made.states(out).values()) == {"Ran"}
+    assert made.states(out) == {"first": "Ran", "second": "Ran"}
     assert "up to date" in made.dvc("repro")

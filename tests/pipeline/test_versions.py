@@ -19,35 +19,14 @@ import pytest
 from conftest import Repository
 
 from flows import judging, promotion, pruning, registry
-from flows.look import look
+from flows.look import inside, look
+from flows.project import open_repository
 from flows.registry import Store
 from graft import params
 from graft.errors import GraftError
 from graft.evaluation.study import Study
 from graft.inference import open_model
 from graft.traffic import Traffic
-
-COMMIT = ("-c", "user.name=t", "-c", "user.email=t@localhost", "commit", "-q")
-
-
-@pytest.fixture(scope="module")
-def template(tmp_path_factory: pytest.TempPathFactory, environment: dict[str, str]) -> Path:
-    """A project whose pipeline has run once."""
-    root = tmp_path_factory.mktemp("template") / "project"
-    made = deliveries.project(root, environment)
-    deliveries.deliver(made, "one", cast=0.7)
-    made.dvc("repro", "-q")
-    return root
-
-
-@pytest.fixture
-def project(template: Path, tmp_path: Path, environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Repository:
-    """A copy of it, with its pipeline's model not registered yet."""
-    for name in ("DVC_SITE_CACHE_DIR", "DVC_GLOBAL_CONFIG_DIR", "DVC_NO_ANALYTICS"):
-        monkeypatch.setenv(name, environment[name])
-    root = tmp_path / "project"
-    shutil.copytree(template, root, symlinks=True)
-    return Repository(root, environment)
 
 
 def settings(project: Repository) -> params.Params:
@@ -68,7 +47,7 @@ def go_live(project: Repository, store: Store) -> None:
 def another_model(project: Repository, night: str = "two", cast: float = 0.0) -> None:
     """New data, and the pipeline run on it."""
     deliveries.deliver(project, night, cast=cast)
-    project.dvc("repro", "-q")
+    deliveries.bring_up_to_date(project)
 
 
 def bare(project: Repository, folder: Path) -> Path:
@@ -172,6 +151,21 @@ def test_a_model_rolled_back_by_hand_is_not_promoted_again(project: Repository) 
     go_live(project, store)
     promotion.rollback(store, ())
     assert not look(store, settings(project)).something
+
+
+def test_new_pictures_at_an_imports_source_are_seen(project: Repository, tmp_path: Path) -> None:
+    source, away = tmp_path / "source", tmp_path / "away"
+    (project.root / "data/raw").rename(source)
+    with inside(project.root), open_repository(project.root) as repo:
+        repo.imp_url(str(source), "data/raw")
+    store = Store(project.root)
+    go_live(project, store)
+    assert not look(store, settings(project)).something
+    shutil.copy(source / "train/moss/moss000.png", source / "train/moss/once more.png")
+    assert "data/raw" in look(store, settings(project)).stages["prepare"]
+    source.rename(away)
+    with pytest.raises(GraftError, match=r"the source of data/raw\.dvc cannot be looked at"):
+        look(store, settings(project))
 
 
 def test_what_is_served_is_compared_with_the_test_pictures(project: Repository) -> None:

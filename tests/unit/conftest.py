@@ -62,3 +62,13 @@ def prepared(tiny: params.Params, tmp_path_factory: pytest.TempPathFactory) -> P
     folder = tmp_path_factory.mktemp("prepared")
     preparation.prepare(tiny, folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def run(tiny: params.Params, prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with features, head and fine-tuned network of the tiny data set."""
+    from tiny_run import run_stages
+
+    folder = tmp_path_factory.mktemp("run")
+    run_stages(tiny, prepared, folder)
+    return folder

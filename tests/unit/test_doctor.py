@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from graft import cli, doctor, providers
+from graft import cli, doctor, params, providers
 from graft.errors import GraftError
 
 ROOT = Path(__file__).parents[2]
@@ -95,3 +95,30 @@ def test_the_extras_agree_on_cuda_12() -> None:
     ]
     assert wanted
     assert all(line.partition("<")[0].partition("~")[0].endswith("-cu12") for line in wanted), wanted
+
+
+def test_a_serving_environment_is_examined_inside_a_project_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "_version", lambda _: "")  # nothing of the pipeline, so nothing that reads YAML
+    monkeypatch.setattr(params, "load", lambda _: pytest.fail("it has no reader"))
+    assert doctor.threads(ROOT)[-1].found.endswith("(every core)")
+
+
+def test_wrong_parameters_are_a_finding_and_not_the_end(tmp_path: Path) -> None:
+    (tmp_path / "params.yaml").write_text("seed: [")
+    (finding,) = doctor.threads(tmp_path)
+    assert finding.state == "problem"
+    assert "not valid YAML" in finding.found
+
+
+def test_a_command_without_its_packages_names_the_extra(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def absent() -> None:
+        raise ModuleNotFoundError("No module named 'prefect'", name="prefect.flows")
+
+    monkeypatch.setattr(cli, "app", absent)
+    with pytest.raises(SystemExit, match="1"):
+        cli.main()
+    assert capsys.readouterr().err == (
+        "graft: this needs prefect, which is not installed here; pip install 'graft[pipeline]'\n"
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -17,7 +18,8 @@ import pytest
 from onnx import numpy_helper
 from PIL import Image
 
-from graft import adaptation, backbones, checksum, features, heads, images, params, runtime
+from graft import backbones, checksum, features, images, params, provenance, runtime
+from graft.datasets import preparation
 from graft.errors import GraftError, InputError
 from graft.export import conversion, files, graphs, ladder, precisions, stage, variants
 from graft.inference import find_file, open_model
@@ -77,65 +79,77 @@ def test_every_backbone_exports_in_every_precision(name: str, tmp_path: Path) ->
     assert sizes["int8"] < 0.33 * sizes["fp32"]
 
 
-@pytest.fixture(scope="module")
-def network(tiny: params.Params, prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny data set's network after its head's training, not fine-tuned further."""
-    folder = tmp_path_factory.mktemp("network")
-    runtime.start(tiny)
-    features.extract(tiny, prepared, folder / "features")
-    heads.train(tiny, prepared, folder / "features", folder / "head")
-    adaptation.finetune(tiny, prepared, folder / "features", folder / "head", folder / "finetuned")
-    return folder / "finetuned"
-
-
 Exporter = Callable[..., tuple[Path, dict[str, Any]]]
 
 
-@pytest.fixture
-def exporter(tiny: params.Params, prepared: Path, network: Path, tmp_path: Path) -> Exporter:
+@pytest.fixture(scope="module")
+def exporter(tiny: params.Params, prepared: Path, run: Path, tmp_path_factory: pytest.TempPathFactory) -> Exporter:
     """Runs the stage with parameters of `export` changed; returns the folder and what `export.json` says."""
 
-    def run(name: str = "onnx", **export: object) -> tuple[Path, dict[str, Any]]:
+    def export(**changes: object) -> tuple[Path, dict[str, Any]]:
         runtime.start(tiny)
-        folder = tmp_path / name
-        summary = stage.export(changed(tiny, **export), prepared, network, folder, "lock")
+        folder = tmp_path_factory.mktemp("onnx")
+        summary = stage.export(changed(tiny, **changes), prepared, run / "finetuned", folder, "lock")
         assert json.loads((folder / "export.json").read_text()) == summary
         return folder, summary["precisions"]
 
-    return run
+    return export
 
 
-def test_the_stage_writes_what_was_asked_for(exporter: Exporter) -> None:
-    folder, facts = exporter(calibration_images=32, precisions=["fp32", "fp16"])
+Exported = tuple[Path, dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def exported(exporter: Exporter) -> Exported:
+    """What the stage makes as it is set, with the logits besides."""
+    return exporter(outputs=["probabilities", "logits"])
+
+
+def test_the_stage_writes_what_was_asked_for(exported: Exported) -> None:
+    folder, facts = exported
     assert {path.name for path in folder.iterdir()} == {
         "export.json", "labels.txt", "model.fp16.onnx", "model.fp32.onnx", "triton"
     }  # fmt: skip
-    assert all(fact["shipped"] and fact["top1_agreement"] == 1 for fact in facts.values())
+    assert all(facts[name]["shipped"] and facts[name]["top1_agreement"] == 1 for name in ("fp32", "fp16"))
     model = open_model(find_file(folder, "cpu"), "cpu")
     assert model.path.name == "model.fp32.onnx"
-    assert model.metadata["provenance"]["lock"] == "lock"
-    assert {"git", "date", "data_fingerprint", "parameters", "licence", "versions"} <= set(model.metadata["provenance"])
     assert model.metadata["input"] == {
         "name": "image", "type": "uint8", "shape": ["batch", 32, 32, 3], "channels": "RGB", "range": [0, 255],
         "resized_inside": False,
     }  # fmt: skip
+    assert model.metadata["metrics"].keys() == {"validation_accuracy", "kept"}
     triton = folder / "triton" / "graft"
     assert (triton / "1" / "model.onnx").read_bytes() == model.path.read_bytes()
     assert (triton / "labels.txt").read_text().split() == CLASSES
     config = (triton / "config.pbtxt").read_text()
     assert 'input [ { name: "image" data_type: TYPE_UINT8 dims: [ 32, 32, 3 ] } ]' in config
     assert 'name: "probabilities" data_type: TYPE_FP32 dims: [ 2 ] label_filename: "labels.txt"' in config
+    assert 'name: "logits" data_type: TYPE_FP32 dims: [ 2 ]' in config
 
 
-def test_two_exports_are_equal_to_the_byte(exporter: Exporter) -> None:
-    first, _ = exporter("first", precisions=["fp32", "fp16"], outputs=["probabilities", "logits"])
-    second, _ = exporter("second", precisions=["fp32", "fp16"], outputs=["probabilities", "logits"])
-    for path in sorted(first.rglob("*.onnx")):
-        assert path.read_bytes() == (second / path.relative_to(first)).read_bytes()
+def test_a_file_says_where_it_came_from(exported: Exported, tiny: params.Params, prepared: Path) -> None:
+    folder, _ = exported
+    origin = open_model(folder / "model.fp16.onnx", "cpu").metadata["provenance"]
+    assert origin["lock"] == "lock"
+    assert origin["data_fingerprint"] == preparation.describe(prepared)["fingerprint"]
+    assert origin["parameters"]["backbone"] == tiny.backbone.model_dump(mode="json")
+    assert origin["git"] == provenance.revision(provenance.CODE)
+    assert origin["date"] == provenance.revision_date(provenance.CODE)
+    assert origin["licence"]
+    assert {"graft", "tensorflow", "keras", "tf2onnx", "onnx", "onnxruntime", "python"} <= origin["versions"].keys()
 
 
-def test_too_few_pictures_leave_int8_out_and_say_so(exporter: Exporter) -> None:
-    folder, facts = exporter()  # 28 training pictures
+def test_two_exports_are_equal_to_the_byte(exported: Exported, exporter: Exporter) -> None:
+    first, _ = exported
+    second, _ = exporter(outputs=["probabilities", "logits"])
+    paths = [path.relative_to(first) for path in sorted(first.rglob("*")) if path.is_file()]
+    assert len(paths) == 7
+    for path in paths:
+        assert (first / path).read_bytes() == (second / path).read_bytes(), path
+
+
+def test_too_few_pictures_leave_int8_out_and_say_so(exported: Exported) -> None:
+    folder, facts = exported  # fewer than 32 training pictures
     assert not facts["int8"]["shipped"]
     assert "at least 32 training pictures" in facts["int8"]["reason"]
     assert not (folder / "model.int8.onnx").exists()
@@ -143,28 +157,50 @@ def test_too_few_pictures_leave_int8_out_and_say_so(exporter: Exporter) -> None:
         find_file(folder, "cpu", "int8")
 
 
-def test_a_variant_that_misses_its_bound_is_not_shipped(exporter: Exporter) -> None:
-    folder, facts = exporter(precisions=["fp32", "fp16"], max_difference_fp16=1e-9)
+@pytest.fixture(scope="module")
+def plain(exporter: Exporter) -> Exported:
+    """Without a temperature, and with a bound that no fp16 file can hold."""
+    return exporter(precisions=["fp32", "fp16"], max_difference_fp16=1e-9, calibrate=False)
+
+
+def test_a_variant_that_misses_its_bound_is_not_shipped(plain: Exported) -> None:
+    folder, facts = plain
+    assert facts["fp32"]["shipped"]
     assert not facts["fp16"]["shipped"]
     assert "export.max_difference_fp16 (1e-09)" in facts["fp16"]["reason"]
     assert not (folder / "model.fp16.onnx").exists()
 
 
-def test_fp32_that_misses_its_bound_fails_the_stage(exporter: Exporter, tmp_path: Path) -> None:
-    with pytest.raises(GraftError, match=r"model.fp32.onnx differs from Keras .*nothing is shipped"):
-        exporter(precisions=["fp32"], max_difference=1e-12)
-    assert not list((tmp_path / "onnx").rglob("*.onnx"))
-
-
-def test_a_temperature_in_the_file_softens_its_answers_alone(exporter: Exporter, prepared: Path) -> None:
-    plain, _ = exporter("plain", precisions=["fp32"], calibrate=False)
-    scaled, _ = exporter("scaled", precisions=["fp32"], calibrate=True)
-    temperature = json.loads((scaled / "export.json").read_text())["temperature"]
+def test_a_temperature_in_the_file_softens_its_answers_alone(exported: Exported, plain: Exported) -> None:
+    temperature = json.loads((exported[0] / "export.json").read_text())["temperature"]
     pictures = noise(8)
-    one, other = (open_model(find_file(folder, "cpu"), "cpu").predict(pictures) for folder in (plain, scaled))
-    expected = np.exp(np.log(one) / temperature)
+    scaled, raw = (open_model(find_file(folder, "cpu"), "cpu").predict(pictures) for folder, _ in (exported, plain))
+    expected = np.exp(np.log(raw) / temperature)
     assert temperature != 1
-    assert np.allclose(other, expected / expected.sum(1, keepdims=True), atol=1e-5)
+    assert np.allclose(scaled, expected / expected.sum(1, keepdims=True), atol=1e-5)
+
+
+def test_fp32_that_misses_its_bound_fails_the_stage(
+    tiny: params.Params, prepared: Path, run: Path, tmp_path: Path
+) -> None:
+    runtime.start(tiny)
+    settings = changed(tiny, precisions=["fp32"], max_difference=1e-12)
+    with pytest.raises(GraftError, match=r"model.fp32.onnx differs from Keras .*nothing is shipped"):
+        stage.export(settings, prepared, run / "finetuned", tmp_path, "lock")
+    assert not list(tmp_path.rglob("*.onnx"))
+
+
+def test_an_accuracy_that_falls_too_far_is_a_reason(tiny: params.Params) -> None:
+    results = {
+        name: {"max_difference": 0.0, "test_images": 1000, "test_correct": correct, "bytes": 1}
+        for name, correct in (("fp32", 900), ("int8", 890))
+    }
+    judged = stage._judge("int8", results, tiny.export)
+    assert not judged["shipped"]
+    assert (
+        "loses 0.0100 of accuracy against fp32 on the test set, more than export.max_accuracy_loss" in judged["reason"]
+    )
+    assert stage._judge("int8", results, changed(tiny, max_accuracy_loss=0.01).export)["shipped"]
 
 
 def test_an_accuracy_bound_counts_pictures_and_forgives_one() -> None:
@@ -226,6 +262,17 @@ def test_an_altered_weight_breaks_the_checksum(vgg: tuple[onnx.ModelProto, Path]
         open_model(altered, "cpu")
 
 
+def test_a_file_that_was_cut_off_anywhere_is_found(vgg: tuple[onnx.ModelProto, Path], tmp_path: Path) -> None:
+    data, cut = vgg[1].read_bytes(), tmp_path / "cut.onnx"
+    # Behind each metadata entry, where a shorter file is still good protobuf; and somewhere in the weights.
+    ends = [found.start() for found in re.finditer(rb"r.?.\x0a.graft\.", data, re.DOTALL)]
+    assert len(ends) >= 5
+    for end in (0, len(data) // 2, *ends, len(data) - 1):
+        cut.write_bytes(data[:end])
+        with pytest.raises(InputError, match=r"damaged|lacks the metadata"):
+            open_model(cut, "cpu")
+
+
 def test_a_checksum_wants_exactly_one_place() -> None:
     with pytest.raises(ValueError, match=r"one blank graft.sha256"):
         checksum.seal(b"nothing")
@@ -248,6 +295,7 @@ def test_a_file_without_metadata_is_not_grafts(vgg: tuple[onnx.ModelProto, Path]
 def test_int8_leaves_named_layers_in_float(vgg: tuple[onnx.ModelProto, Path]) -> None:
     fp32, pictures = vgg[0], noise(32)
     whole = precisions.quantise(fp32, [pictures])
+    assert precisions.quantise(fp32, [pictures]).SerializeToString() == whole.SerializeToString()
     left = precisions.sensitive_layers(fp32, whole, pictures, share=0.25)
     layers = [node.name for node in fp32.graph.node if node.op_type in precisions.LAYERS]
     assert left[0] == layers[0]
@@ -321,9 +369,21 @@ def test_the_child_imports_no_tensorflow() -> None:
     assert done.returncode == 0
 
 
-def test_a_child_that_dies_is_one_sentence(tmp_path: Path) -> None:
-    job = tmp_path / "job.json"
-    job.write_text("{}")
-    with pytest.raises(GraftError, match=r"the exported files cannot be validated: ") as caught:
-        list(stage._child(job))
+def test_a_child_that_dies_is_one_sentence(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tiny: params.Params
+) -> None:
+    job = variants.Job(settings=tiny, prepared=tmp_path, folder=tmp_path, samples=tmp_path)
+    with pytest.raises(GraftError, match=r"the exported files cannot be validated: ") as caught:  # noqa: SIM117
+        with stage._validator([]) as validate:
+            list(validate(job))
     assert "\n" not in str(caught.value)
+    monkeypatch.setattr(variants, "__name__", "graft.no_such_module")
+    with pytest.raises(GraftError, match=r"cannot be validated: .*No module named graft.no_such_module"):  # noqa: SIM117
+        with stage._validator([]) as validate:
+            list(validate(job))
+
+
+def test_a_child_that_is_asked_nothing_ends() -> None:
+    with stage._validator([]) as validate:
+        child = validate.args[0]
+    assert child.returncode == 0

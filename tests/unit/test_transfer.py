@@ -10,6 +10,7 @@ import keras
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
+from tiny_run import run_stages
 
 from graft import adaptation, backbones, features, heads, params, runtime, training, weights
 from graft.datasets import preparation
@@ -22,24 +23,6 @@ def changed(settings: params.Params, **sections: dict[str, object]) -> params.Pa
     for section, values in sections.items():
         document[section] |= values
     return params.Params.model_validate(document)
-
-
-@pytest.fixture(scope="module")
-def run(tiny: params.Params, prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with features, head and fine-tuned network of the tiny data set."""
-    folder = tmp_path_factory.mktemp("run")
-    run_stages(tiny, prepared, folder)
-    return folder
-
-
-def run_stages(settings: params.Params, prepared: Path, folder: Path) -> None:
-    """What the tasks do, each from a fresh start."""
-    runtime.start(settings)
-    features.extract(settings, prepared, folder / "features")
-    runtime.start(settings)
-    heads.train(settings, prepared, folder / "features", folder / "head")
-    runtime.start(settings)
-    adaptation.finetune(settings, prepared, folder / "features", folder / "head", folder / "finetuned")
 
 
 def digest(folder: Path) -> dict[str, str]:
