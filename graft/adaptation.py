@@ -67,8 +67,25 @@ def finetune(settings: params.Params, prepared: Path, stored: Path, head_folder:
 def assemble(suffix: keras.Model, head: keras.Model, settings: params.Params) -> keras.Model:
     """Junction to logits; batch normalisation and dropout of the backbone stay in inference mode."""
     junction = keras.Input(suffix.input.shape[1:], name="junction")
-    vector = features.pooled(suffix(junction, training=False), settings.features.pooling)
+    vector = features.pooled(Inference(suffix)(junction), settings.features.pooling)
     return keras.Model(junction, head(vector), name="network")
+
+
+class Inference(keras.layers.Layer):
+    """`model` as it answers after training. `model(x, training=False)` alone does not last: `fit` overrules it."""
+
+    def __init__(self, model: keras.Model) -> None:
+        super().__init__(name=model.name)
+        self.model = model
+        self.built = True
+
+    def call(self, inputs: Any) -> Any:
+        """What the model gives."""
+        return self.model(inputs, training=False)
+
+    def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> Any:
+        """As the model's."""
+        return self.model.compute_output_shape(input_shape)
 
 
 def restore(settings: params.Params, folder: Path) -> tuple[features.Trunk, keras.Model]:

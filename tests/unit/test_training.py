@@ -140,7 +140,7 @@ def test_blocks_are_opened_from_behind(
     fit = training.fit
 
     def watched(model: keras.Model, *args: object) -> list[training.Epoch]:
-        suffix = model.get_layer("suffix")
+        suffix = model.get_layer("suffix").model
         before = {layer.name: layer.get_weights() for layer in suffix.layers}
         rows = fit(model, *args)  # type: ignore[arg-type]
         after = {layer.name: layer.get_weights() for layer in suffix.layers}
