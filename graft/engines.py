@@ -83,7 +83,10 @@ def on_mnn(image: Any, outputs: dict[str, Any], threads: int, sample: Array) -> 
     Raises:
         mnn.UnsupportedError: no translation, a failed trial, or features that are not Keras' own.
     """
-    pixels = keras.Model(image, outputs).get_layer(backbones.PREPROCESSED).output
+    whole = keras.Model(image, outputs)
+    if backbones.PREPROCESSED not in {layer.name for layer in whole.layers}:
+        raise mnn.UnsupportedError("nothing of the network itself is to be computed")
+    pixels = whole.get_layer(backbones.PREPROCESSED).output
     preprocess = keras.Model(image, pixels)
     cores = threads or len(os.sched_getaffinity(0))
     shapes = {name: tensor.shape[1:] for name, tensor in outputs.items()}

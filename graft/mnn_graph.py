@@ -39,7 +39,9 @@ def translate(image: Any, outputs: dict[str, Any], start: Any) -> onnx.ModelProt
         known[id(operation.output)] = LAYERS[kind](graph, operation, [known[id(tensor)] for tensor in given])
     ends = []
     for name, tensor in outputs.items():
-        graph.nodes.append(helper.make_node("Identity", [known[id(tensor)]], [name], name))
+        if id(tensor) not in known:
+            raise UnsupportedError(f"{name} lies before the network's own layers")
+        graph.nodes.append(helper.make_node("Identity", [known[id(tensor)]], [name], f"output/{name}"))
         ends.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, None))
     height, width, channels = start.shape[1:]
     entry = helper.make_tensor_value_info("image", TensorProto.FLOAT, ["batch", channels, height, width])
@@ -59,8 +61,9 @@ class _Graph:
         return name
 
     def add(self, kind: str, name: str, given: list[str], **attributes: Any) -> str:
-        self.nodes.append(helper.make_node(kind, given, [name], name, **attributes))
-        return name
+        value = f"{name}:0"  # no output of the whole graph is called so
+        self.nodes.append(helper.make_node(kind, given, [value], name, **attributes))
+        return value
 
 
 def _convolution(graph: _Graph, layer: Any, given: list[str]) -> str:

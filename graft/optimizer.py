@@ -1,7 +1,7 @@
 """AdamW (Loshchilov and Hutter 2019) in four passes over a variable instead of Keras' eighteen.
 
 Same rule, same state, same result up to rounding. On the CPU the large kernel of a dense head is bound by memory, and
-Keras' optimizer took as long for it as the gradients. Only TensorFlow needs this: JAX fuses the passes itself.
+Keras' optimizer took nearly as long for it as the gradients. Only TensorFlow needs this: JAX fuses the passes itself.
 """
 
 from __future__ import annotations

@@ -185,6 +185,4 @@ def test_digits_are_never_flipped_unless_asked(tiny: params.Params) -> None:
     auto = changed(tiny, features={"augmentation": ["auto"]})
     assert augmentation.kinds(auto) == {"flip", "shift"}
     assert augmentation.kinds(changed(auto, data={"source": "digits"})) == {"shift"}
-    assert augmentation.kinds(changed(tiny, data={"source": "digits"}, features={"augmentation": ["flip"]})) == (
-        "flip",
-    )
+    assert augmentation.kinds(changed(tiny, data={"source": "digits"}, features={"augmentation": ["flip"]})) == {"flip"}
