@@ -3,6 +3,7 @@
 Peers are no dependencies. Those that are found are measured, each in an environment of its own:
 `.venv-peers` (litserve bentoml onnxruntime==1.26.0) and `.venv-mlserver` (mlserver onnxruntime==1.26.0).
 Every figure is the median of ROUNDS interleaved rounds, with the lowest and the highest beside it.
+`python -m benchmarks.serving PART …` runs some of the parts: saturated, half_load, side_by_side, memory.
 """
 
 from __future__ import annotations
@@ -31,31 +32,30 @@ ROUNDS = int(os.environ.get("GRAFT_BENCH_ROUNDS", "3"))
 SECONDS = 5.0
 WARM_UP = 1.5
 BATCHES = (1, 8, 16, 32, 64)
+SMALL_BATCHES = (1, 2, 4, 8, 32)
 PORT = 8377
 THREADS = len(os.sched_getaffinity(0))
 MEMORY_REQUESTS = 100_000
 BINARY = "/v2/models/vgg16/infer"
 
 
-def main() -> None:
+def main(names: Sequence[str] = ()) -> None:
+    parts = {"saturated": saturated, "half_load": half_load, "side_by_side": side_by_side, "memory": memory}
     with tempfile.TemporaryDirectory() as folder:
         full = vgg16(Path(folder) / "full.onnx", 1.0)
         quarter = vgg16(Path(folder) / "quarter.onnx", 0.25)
         print(f"{THREADS} cores, {ROUNDS} rounds, load average {os.getloadavg()[0]:.1f} before the start\n")
-        best = saturated(full, quarter)
-        half_load(full, best / 2)
-        side_by_side(full)
-        memory(quarter)
+        for name in names or parts:
+            parts[name](full, quarter)
 
 
-def saturated(full: Path, quarter: Path) -> float:
-    """Print the share of ONNX Runtime's own rate that reaches clients; return the full model's rate.
+def saturated(full: Path, quarter: Path) -> None:
+    """Print the share of ONNX Runtime's own rate that reaches clients.
 
     Processor time tells the same where other work shares the cores: what the model alone takes for a picture, over
     what model, server and load generator take together.
     """
     rows = []
-    served = 0.0
     for name, path, pictures, clients in (
         ("VGG16", full, 1, 64),
         ("VGG16", full, 8, 12),
@@ -78,72 +78,110 @@ def saturated(full: Path, quarter: Path) -> float:
                 rates.append(result.rate * pictures)
                 ratios.append(result.rate * pictures / ((before + after) / 2))
                 shares.append((cost_before + cost_after) / 2 / (used / answered))
-        served = served or statistics.median(rates)
         figures = (spread(rates, 0), spread(ratios, 2), spread(shares, 2))
         rows.append((name, str(pictures), str(clients), str(batch), *figures))
     head = ("model", "pictures a request", "clients", "best batch alone", "pictures/s", "of ONNX Runtime's rate")
     table((*head, "of the processor time"), rows)
-    return served
 
 
-def half_load(path: Path, rate: float) -> None:
-    """Print latencies at half the saturated rate, requests coming evenly and at random."""
-    rows = []
-    with graft(path):
-        for name, even in (("evenly", True), ("at random (Poisson)", False)):
-            p50, p99, own = [], [], []
-            for number in range(ROUNDS):
-                own.append(1000 / direct(path, 1, 1.5)[0])
-                result = load.open_loop(PORT, binary(1), rate, 2 * SECONDS, seed=number, even=even)
-                assert result.errors == 0
-                p50.append(result.percentile(50))
-                p99.append(result.percentile(99))
-            over = [got - alone for got, alone in zip(p50, own, strict=True)]
-            tail = [high / middle for high, middle in zip(p99, p50, strict=True)]
-            rows.append((name, f"{rate:.0f}", *(spread(values, 1) for values in (own, p50, over, p99, tail))))
-    table(("requests come", "a second", "model alone ms", "p50 ms", "p50 over model", "p99 ms", "p99/p50"), rows)
+def half_load(full: Path, quarter: Path) -> None:
+    """Print latencies at half the saturated rate, requests coming evenly and at random.
+
+    Beside them those of a server that costs nothing: ONNX Runtime's own times, and whatever waits runs together.
+    """
+    for label, path in (("VGG16", full), ("VGG16, quarter width", quarter)):
+        rows = []
+        with graft(path):
+            load.closed_loop(PORT, binary(1), 64, 0, WARM_UP)
+            rate = load.closed_loop(PORT, binary(1), 64, 0, SECONDS).rate / 2
+            times = [batch / direct(path, batch, 0.5)[0] for batch in SMALL_BATCHES]
+            for name, even in (("evenly", True), ("at random (Poisson)", False)):
+                results, own, ideal = [], [], []
+                for number in range(ROUNDS):
+                    times[0] = 1 / direct(path, 1, 1.0)[0]
+                    results.append(load.open_loop(PORT, binary(1), rate, 2 * SECONDS, seed=number, even=even))
+                    own.append(times[0] * 1000)
+                    ideal.append(costless(load.arrivals(rate, 2 * SECONDS, number, even), times))
+                measured = (own, *percentiles(results), over(results, own), tails(results))
+                free = (*percentiles(ideal), tails(ideal))
+                errors = str(sum(result.errors for result in results))
+                rows.append((name, f"{rate:.0f}", errors, *(spread(values, 1) for values in (*measured, *free))))
+        print(f"{label}:\n")
+        head = (
+            "requests come",
+            "a second",
+            "errors",
+            "model alone ms",
+            "p50 ms",
+            "p99 ms",
+            "p50 over model",
+            "p99/p50",
+        )
+        table((*head, "costless: p50 ms", "p99 ms", "p99/p50"), rows)
 
 
-def side_by_side(path: Path) -> None:
+def percentiles(results: Sequence[load.Result]) -> tuple[list[float], list[float]]:
+    return [result.percentile(50) for result in results], [result.percentile(99) for result in results]
+
+
+def over(results: Sequence[load.Result], own: Sequence[float]) -> list[float]:
+    return [result.percentile(50) - alone for result, alone in zip(results, own, strict=True)]
+
+
+def tails(results: Sequence[load.Result]) -> list[float]:
+    return [result.percentile(99) / result.percentile(50) for result in results]
+
+
+def costless(due: np.ndarray, times: Sequence[float]) -> load.Result:
+    """Latencies where a run of each of SMALL_BATCHES takes `times` seconds and all else takes none."""
+    latencies = []
+    free, start = 0.0, 0
+    while start < len(due):
+        free = max(free, due[start])
+        end = min(int(np.searchsorted(due, free, side="right")), start + SMALL_BATCHES[-1])
+        free += float(np.interp(end - start, SMALL_BATCHES, times))
+        latencies.append(free - due[start:end])
+        start = end
+    return load.Result(float(due[-1]), np.concatenate(latencies), 0)
+
+
+def side_by_side(full: Path, _: Path) -> None:
     """Print every server that is here on the same pictures as JSON, and this one on binary tensors too."""
     pictures = [np.random.default_rng(seed).integers(0, 256, (1, 32, 32, 3), np.uint8) for seed in range(16)]
-    contenders = found_contenders(path, pictures)
-    for clients in (1, 16):
-        figures: dict[str, list[load.Result]] = {name: [] for name, _, _ in contenders}
-        for turn in range(ROUNDS):
-            for name, server, requests in contenders:
-                print(f"round {turn + 1}, {clients} clients: {name}", file=sys.stderr, flush=True)
-                with server():
+    contenders = found_contenders(full, pictures)
+    figures: dict[tuple[int, str], list[load.Result]] = {
+        (clients, name): [] for clients in (1, 16) for name, _, _ in contenders
+    }
+    for turn in range(ROUNDS):
+        for name, server, requests in contenders:
+            print(f"round {turn + 1}: {name}", file=sys.stderr, flush=True)
+            with server():
+                for clients in (1, 16):
                     load.closed_loop(PORT, requests, clients, 0, 0.1)  # until each client was answered once
-                    figures[name].append(load.closed_loop(PORT, requests, clients, WARM_UP, SECONDS))
+                    figures[clients, name].append(load.closed_loop(PORT, requests, clients, WARM_UP, 0.8 * SECONDS))
+    for clients in (1, 16):
         print(f"{clients} client{'s' * (clients > 1)}:\n")
-        rows = [
-            (
-                name,
-                spread([result.rate for result in results], 0),
-                spread([result.percentile(50) for result in results], 1),
-                spread([result.percentile(99) for result in results], 1),
-                str(sum(result.errors for result in results)),
-            )
-            for name, results in figures.items()
-        ]
+        rows = []
+        for name, _, _ in contenders:
+            results = figures[clients, name]
+            rates, errors = [result.rate for result in results], sum(result.errors for result in results)
+            p50, p99 = percentiles(results)
+            rows.append((name, spread(rates, 0), spread(p50, 1), spread(p99, 1), str(errors)))
         table(("server", "requests/s", "p50 ms", "p99 ms", "errors"), rows)
 
 
-def memory(path: Path) -> None:
-    """Print the server's resident memory after each fifth of MEMORY_REQUESTS requests."""
-    with graft(path) as process:
-        sizes, asked = [], 0
-        load.closed_loop(PORT, binary(1), 32, 0, 5)
-        sizes.append(resident(process))
-        while asked < MEMORY_REQUESTS:
-            step = 0
-            while step < MEMORY_REQUESTS / 5:
-                step += len(load.closed_loop(PORT, binary(1), 32, 0, 5).latencies)
-            asked += step
+def memory(_: Path, quarter: Path) -> None:
+    """Print the server's resident memory after each tenth of MEMORY_REQUESTS requests."""
+    with graft(quarter) as process:
+        sizes, asked, bad = [], 0, 0
+        for tenth in range(1, 11):
+            while asked < MEMORY_REQUESTS * tenth / 10:
+                result = load.closed_loop(PORT, binary(1), 32, 0, 1)
+                asked += len(result.latencies)
+                bad += result.errors
             sizes.append(resident(process))
     shown = ", ".join(f"{size:.1f}" for size in sizes)
-    print(f"Resident memory in MiB, after a warm-up and each fifth of {asked} requests: {shown}\n")
+    print(f"Resident memory in MiB after each tenth of {asked} requests ({bad} errors): {shown}\n")
 
 
 def direct(path: Path, batch: int, seconds: float) -> tuple[float, float]:
@@ -361,4 +399,4 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -7,6 +7,7 @@ whether earlier ones are answered or not, and latency counts from the time a req
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections import deque
 from collections.abc import Callable
@@ -33,8 +34,8 @@ class Result:
         return len(self.latencies) / self.seconds
 
     def percentile(self, share: float) -> float:
-        """Latency in milliseconds that `share` per cent of the answers kept."""
-        return float(np.percentile(self.latencies, share)) * 1000
+        """Latency in milliseconds that `share` per cent of the answers kept; NaN where there were none."""
+        return float(np.percentile(self.latencies, share)) * 1000 if len(self.latencies) else math.nan
 
 
 class _Client(asyncio.Protocol):
@@ -87,11 +88,15 @@ def closed_loop(port: int, requests: list[bytes], clients: int, warm_up: float, 
 def open_loop(
     port: int, requests: list[bytes], rate: float, seconds: float, seed: int = 7, even: bool = False
 ) -> Result:
-    """Requests `rate` a second, at random (Poisson) times or evenly; the first second is not counted."""
+    """Requests `rate` a second, as `arrivals` has them come; the first second is not counted."""
+    return uvloop.run(_open(port, requests, arrivals(rate, seconds, seed, even), seconds))
+
+
+def arrivals(rate: float, seconds: float, seed: int, even: bool) -> np.ndarray:
+    """When each request is due, in seconds: evenly, or at random (Poisson); a second more than asked for."""
     rng = np.random.default_rng(seed)
     count = int(rate * (seconds + 1))
-    gaps = np.full(count, 1 / rate) if even else rng.exponential(1 / rate, count)
-    return uvloop.run(_open(port, requests, np.cumsum(gaps), seconds))
+    return np.cumsum(np.full(count, 1 / rate) if even else rng.exponential(1 / rate, count))
 
 
 async def _closed(port: int, requests: list[bytes], clients: int, warm_up: float, seconds: float) -> Result:

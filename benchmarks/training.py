@@ -9,6 +9,7 @@ every epoch.
 
 from __future__ import annotations
 
+import logging
 import statistics
 import tempfile
 import time
@@ -24,6 +25,8 @@ from graft import params, runtime
 
 THREADS = 2
 ROUNDS = 7
+# The first is not counted: in it the graphs are built.
+TUNING_EPOCHS = 6
 BATCH = 64
 # Side of the map, channels in, channels out of the three convolutions, at 32 × 32 pixels.
 BLOCKS = {"block3": (8, 128, 256), "block4": (4, 256, 512), "block5": (2, 512, 512)}
@@ -190,8 +193,8 @@ class Watch:
         self._marks.append(time.perf_counter())
 
     def epochs(self) -> list[float]:
-        """Seconds of the last epochs, validation included; never the first, in which the graphs are built."""
-        return list(np.diff(self._marks[-ROUNDS:]))
+        """Seconds of each epoch, validation included, but the first, in which the graphs are built."""
+        return list(np.diff(self._marks)[1:])
 
 
 def prepare(pictures: Path, folder: Path, *assignments: str) -> params.Params:
@@ -295,7 +298,7 @@ def fine_tuning(pictures: Path, scratch: Path) -> None:
         "block5 of VGG16 (random weights)": ("backbone.weights=none", "block5"),
         "block3 of VGG16 cut at block3_pool": (real, "block3"),
     }
-    print(f"\nFine-tuning the last block: seconds an epoch, validation included, median of {ROUNDS - 1}.\n")
+    print(f"\nFine-tuning the last block: seconds an epoch, validation included, median of {TUNING_EPOCHS - 1}.\n")
     print("| trained | all layers in every epoch | from the stored junction | times faster |\n|---|---|---|---|")
     short = []
     for name, (weights, block) in cases.items():
@@ -305,7 +308,7 @@ def fine_tuning(pictures: Path, scratch: Path) -> None:
             weights,
             f"backbone.layer={block}_pool",
             f"finetune.unfreeze_from={block}_conv1",
-            f"finetune.epochs={ROUNDS}",
+            f"finetune.epochs={TUNING_EPOCHS}",
             "head.epochs=1",
         )
         theirs, ours = (statistics.median(times) for times in tune(settings, scratch, block))
@@ -335,35 +338,25 @@ def tune(settings: params.Params, scratch: Path, block: str) -> tuple[list[float
 
 
 def from_the_junction(settings: params.Params, prepared: Path, stored: Path, head_folder: Path) -> list[float]:
-    """Seconds of the last epochs of what the stage `finetune` does."""
-    from graft import adaptation, features, heads, training, winograd
+    """Seconds of the last epochs of the stage `finetune`, by its own progress."""
+    from graft import adaptation, progress
 
-    watch = Watch()
+    done: dict[int, float] = {}
 
-    class Marked(training.Batches):
-        def start(self, epoch: int) -> None:
-            watch.mark()
-            super().start(epoch)
+    class Listener(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if record.progress.description == "finetune":  # type: ignore[attr-defined]
+                done[record.progress.done] = record.progress.seconds  # type: ignore[attr-defined]
 
-    tuning = settings.finetune
-    head, _ = heads.load(head_folder, settings.head)
-    model = adaptation.assemble(winograd.trainable(features.load_trunk(settings).suffix()), head, settings)
-    rows = {name: features.ShardedArray(stored, f"{name}.junction") for name in ("train", "validation")}
-    train = Marked(rows["train"], split(prepared, "train")[1], tuning.batch_size, settings.seed)
-    validation = training.Batches(rows["validation"], split(prepared, "validation")[1], tuning.batch_size)
-    recipe = training.Recipe(
-        "finetune",
-        tuning.epochs,
-        tuning.batch_size,
-        tuning.learning_rate,
-        settings.head.weight_decay,
-        settings.head.label_smoothing,
-        tuning.epochs,
-        settings.seed,
-    )
-    training.fit(model, train, validation, recipe)
-    watch.mark()
-    return watch.epochs()
+    listener = Listener()
+    progress.logger.addHandler(listener)
+    progress.logger.setLevel(logging.INFO)
+    progress.INTERVAL_SECONDS = 0  # every batch, so that the last one of each epoch is seen
+    adaptation.finetune(settings, prepared, stored, head_folder, head_folder.with_name("tuned"))
+    progress.logger.removeHandler(listener)
+    batches = max(done) // settings.finetune.epochs
+    ends = [done[batches * (epoch + 1)] for epoch in range(settings.finetune.epochs)]
+    return list(np.diff(ends))
 
 
 if __name__ == "__main__":

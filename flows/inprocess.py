@@ -15,6 +15,7 @@ import logging
 import os
 import random
 import runpy
+import signal
 import sys
 import threading
 import traceback
@@ -95,6 +96,9 @@ def _surroundings(module: Module, folder: str, environment: dict[str, str]) -> I
     before = dict(os.environ), os.getcwd(), sys.argv, list(sys.path)  # noqa: PTH109
     root = logging.getLogger()
     loggers = list(root.handlers), root.level
+    handlers = {number: signal.getsignal(number) for number in signal.valid_signals()}
+    mask = os.umask(0)
+    os.umask(mask)
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(folder)
@@ -105,10 +109,19 @@ def _surroundings(module: Module, folder: str, environment: dict[str, str]) -> I
             yield
     finally:
         root.handlers[:], root.level = loggers
+        _handle(handlers)
+        os.umask(mask)
         os.environ.clear()
         os.environ.update(before[0])
         os.chdir(before[1])
         sys.argv, sys.path[:] = before[2], before[3]
+
+
+def _handle(handlers: dict[int, Any]) -> None:
+    """Give the signals their handlers back: Ctrl-C is the run's to handle once the stage has ended."""
+    for number, handler in handlers.items():
+        if handler is not None and signal.getsignal(number) is not handler:
+            signal.signal(number, handler)
 
 
 @contextmanager

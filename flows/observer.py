@@ -26,10 +26,15 @@ def main(arguments: list[str]) -> int:
     """Run the flow for the worker at the other end of the link."""
     link, request = spawned(arguments)
     ensure_server()
+    from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
+
     from flows.pipeline import adopt, pipeline
 
     adopt(link)
-    pipeline(**asdict(request), return_state=True)
+    # The end of a flow run waits up to a second for the thread of its heartbeat. The worker is at the other end of
+    # the link and knows anyway whether this process lives.
+    with temporary_settings(set_defaults={PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
+        pipeline(**asdict(request), return_state=True)
     return 0
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from flows import reasons, results, seam
+from flows import lockfile, reasons, results, seam
 from flows.faults import translated
 from graft.errors import InputError, nearest
 
@@ -77,6 +77,17 @@ class Project:
         self._stages = {stage.addressing: stage for stage in self._order}
         self._upstream = {name: list(graph.successors(stage)) for name, stage in self._stages.items()}
         self._producers = {out.fs_path: name for name, stage in self._stages.items() for out in stage.outs}
+
+    def mend(self) -> None:
+        """Remove what a killed run can leave half written. Only for the holder of the run lock."""
+        for file in {Path(stage.path) for stage in self._order}:
+            lockfile.beside(file.with_suffix(".lock")).unlink(missing_ok=True)
+        paths = self.root / ".dvc" / "tmp" / "rwlock"
+        with suppress(FileNotFoundError):
+            try:
+                json.loads(paths.read_text(encoding="utf-8"))
+            except ValueError:
+                paths.unlink()  # DVC rewrites it in place; cut short, it would refuse every later command
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
@@ -253,18 +264,6 @@ def find_root(folder: Path) -> Path:
         if (candidate / ".dvc").is_dir():
             return candidate
     raise InputError(f"{folder.resolve()} is not in a DVC repository; run `git init` and `dvc init` there first")
-
-
-def mend(root: Path) -> None:
-    """Remove what a killed run can leave half written. Only for the holder of the run lock."""
-    for leftover in root.rglob(".dvc.lock.graft"):
-        leftover.unlink(missing_ok=True)
-    paths = root / ".dvc" / "tmp" / "rwlock"
-    with suppress(FileNotFoundError):
-        try:
-            json.loads(paths.read_text(encoding="utf-8"))
-        except ValueError:
-            paths.unlink()  # DVC rewrites it in place; cut short, it would refuse every later command
 
 
 def in_git(root: Path) -> bool:

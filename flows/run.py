@@ -5,6 +5,7 @@ In: a `Request`. Out: the stages brought up to date, events for the terminal and
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import subprocess
@@ -23,7 +24,7 @@ from flows.engine import Engine
 from flows.faults import Stopped
 from flows.link import Link, Request, spawn
 from flows.locking import run_lock
-from flows.project import Project, Stage, find_root, in_git, mend, state_folder
+from flows.project import Project, Stage, find_root, in_git, state_folder
 from graft.errors import GraftError
 
 # After Ctrl-C or SIGTERM: how long a stage in this process may take to come back before we leave without it.
@@ -78,12 +79,12 @@ class Run:
     def _held(self) -> Iterator[None]:
         with run_lock(state_folder(self._root), wait=self._request.wait, waiting=self._screen.say):
             orphans.sweep(orphans.mark(self._root))
-            mend(self._root)
             self._prepare(self._root)
             yield
 
     def _worked(self) -> int:
         self._project = Project(self._root, self._folder)
+        self._project.mend()
         self._stages = self._project.plan(self._request.targets)
         if self._link is None and not self._request.force and not any(stage.reason for stage in self._stages):
             self._screen.begin([stage.name for stage in self._stages])
@@ -105,6 +106,7 @@ class Run:
             native=bool(misfit),
         )
         self._screen.begin([stage.name for stage in self._stages])
+        gc.freeze()  # DVC is here to stay: between stages only what they left is looked through
         with nullcontext() if misfit else self._project.running(self._engine.run_commands):
             try:
                 self._orchestrated()

@@ -2,20 +2,20 @@
 
 `dvc.stage.run.cmd_run` is DVC's own "run this stage's command". Replaced, the command runs where the
 engine wants it, and everything else (removing outputs, run-cache, locks, dvc.lock) stays DVC's.
-Two smaller replacements keep threads and `kill -9` safe. Where an upgrade of DVC no longer fits,
-`misfit` says so and the engine lets DVC run its commands itself.
+Two smaller replacements keep threads apart and write dvc.lock safely and fast. Where an upgrade of DVC
+no longer fits, `misfit` says so and the engine lets DVC run its commands itself.
 """
 
 from __future__ import annotations
 
 import inspect
-import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 from unittest import mock
+
+from flows.lockfile import LockFiles
 
 # A command of a stage, the folder it runs in and its environment.
 Command = Callable[[Any, list[str], str, dict[str, str]], None]
@@ -28,11 +28,11 @@ _SIGNATURES = {
     ("dvc.stage.run", "get_executable"): [],
     ("dvc.repo", "lock_repo"): ["repo"],
     ("dvc.rwlock", "rwlock"): ["tmp_dir", "fs", "cmd", "read", "write", "hardlink"],
-    ("dvc.utils.serialize._common", "_dump_data"): ["path", "data", "dumper", "fs", "dumper_args"],
+    ("dvc.utils.serialize._yaml", "_modify_data"): ["path", "parser", "dumper", "fs"],
 }
 _CALLS = {
     ("dvc.stage.run", "run_stage"): {"cmd_run", "unlocked_repo"},
-    ("dvc.utils.serialize._common", "_modify_data"): {"_dump_data"},
+    ("dvc.utils.serialize._yaml", "modify_yaml"): {"_modify_data", "parse_yaml_for_update", "_dump"},
 }
 
 
@@ -56,7 +56,7 @@ def misfit() -> str | None:
 
 @contextmanager
 def replaced(command: Command, gate: threading.Lock) -> Iterator[None]:
-    """Within, DVC runs stage commands through `command` and writes dvc.lock atomically.
+    """Within, DVC runs stage commands through `command` and writes dvc.lock by `LockFiles`.
 
     Args:
         command: runs one stage's commands; an exception fails the stage.
@@ -65,7 +65,7 @@ def replaced(command: Command, gate: threading.Lock) -> Iterator[None]:
     with (
         mock.patch("dvc.stage.run.cmd_run", _cmd_run(command, gate)),
         mock.patch("dvc.rwlock.rwlock", _rwlock()),
-        mock.patch("dvc.utils.serialize._common._dump_data", dump_atomically),
+        mock.patch("dvc.utils.serialize._yaml._modify_data", LockFiles().modify),
     ):
         yield
 
@@ -110,17 +110,3 @@ def _rwlock() -> Callable[..., Any]:
         return rwlock(tmp_dir, fs, f"graft run: {threading.current_thread().name}", read, write, hardlink)
 
     return by_thread
-
-
-def dump_atomically(path: Any, data: Any, dumper: Callable[..., Any], fs: Any = None, **options: Any) -> None:
-    """Write dvc.lock beside itself and rename: DVC truncates it in place, which `kill -9` can cut short."""
-    target = Path(os.path.realpath(os.fspath(path)))
-    temporary = target.with_name(f".{target.name}.graft")  # one writer at a time: DVC's lock is held
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            dumper(data, file, **options)
-        if target.exists():
-            temporary.chmod(target.stat().st_mode & 0o777)
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -1,5 +1,6 @@
 """Fine-tuning: the unfrozen suffix and the head, trained together at a lower rate from the stored junction.
 
+The suffix may be opened block by block from behind (Howard and Ruder 2018), earlier blocks at lower rates.
 In: junction shards, labels, the trained head. Out: `network.safetensors` (the suffix's weights as
 `suffix/{layer}/{i}` and the head's as in `heads`), `network.json` and `history.json`. The result is never worse
 than the frozen head on the validation pictures: the better of the two is kept, and which one is said.
@@ -7,7 +8,10 @@ than the frozen head on the validation pictures: the better of the two is kept, 
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +21,13 @@ import numpy.typing as npt
 from safetensors.numpy import load_file, save_file
 
 from graft import features, heads, params, training, winograd
-from graft.datasets import preparation
 from graft.shards import ShardedArray
 
 WEIGHTS = "network.safetensors"
 DESCRIPTION = "network.json"
+
+# How the backbones name their blocks: block3_conv1, conv4_block1_1_conv, block_13_expand, block6a_expand_conv.
+BLOCK = re.compile(r"(block_?|conv)\d+")
 
 Array = npt.NDArray[Any]
 
@@ -38,7 +44,7 @@ def finetune(settings: params.Params, prepared: Path, stored: Path, head_folder:
         suffix = trunk.suffix()
         model = assemble(winograd.trainable(suffix), head, settings)
         before = [weight.copy() for weight in model.get_weights()]
-        history, tuned = _train(model, settings, prepared, stored)
+        history, tuned = _train(model, blocks(suffix), settings, prepared, stored)
         description["finetuned"] = tuned
         if _better(tuned, frozen):
             description["kept"] = "fine-tuned"
@@ -77,27 +83,59 @@ def restore(settings: params.Params, folder: Path) -> tuple[features.Trunk, kera
     return trunk, head
 
 
+def blocks(suffix: keras.Model) -> list[list[keras.layers.Layer]]:
+    """The suffix's layers with weights in order, grouped by the block that their names begin with.
+
+    A layer outside any block (`Conv_1` of MobileNetV2, `top_conv` of EfficientNetV2) belongs to the one before it.
+    """
+    grouped: list[list[keras.layers.Layer]] = []
+    current = None
+    for layer in suffix.layers:
+        if not layer.weights:
+            continue
+        found = BLOCK.match(layer.name)
+        if not grouped or (found and found[0] != current):
+            grouped.append([])
+            current = found[0] if found else None
+        grouped[-1].append(layer)
+    return grouped
+
+
 def _train(
-    model: keras.Model, settings: params.Params, prepared: Path, stored: Path
+    model: keras.Model,
+    suffix: list[list[keras.layers.Layer]],
+    settings: params.Params,
+    prepared: Path,
+    stored: Path,
 ) -> tuple[list[training.Epoch], training.Epoch]:
     tuning = settings.finetune
-    recipe = training.Recipe(
-        "finetune",
-        tuning.epochs,
-        tuning.batch_size,
-        tuning.learning_rate,
-        settings.head.weight_decay,
-        settings.head.label_smoothing,
-        tuning.epochs,
-        settings.seed,
+    train = heads.training_batches(
+        settings, prepared, ShardedArray(stored, "train.junction"), tuning.batch_size, tuning.mixup
     )
-    parts = {}
-    for split, seed in (("train", settings.seed), ("validation", None)):
-        _, labels = preparation.load_split(prepared, split)
-        rows = ShardedArray(stored, f"{split}.junction")
-        parts[split] = training.Batches(rows, labels.read(), tuning.batch_size, seed)
-    history = training.fit(model, parts["train"], parts["validation"], recipe)
-    return history, training.evaluate(model, parts["validation"])
+    validation = heads.validation_batches(prepared, ShardedArray(stored, "validation.junction"))
+    shares = {
+        weight.path: tuning.block_decay**distance
+        for distance, block in enumerate(reversed(suffix), 1)
+        for layer in block
+        for weight in layer.trainable_weights
+    }
+    recipe = dataclasses.replace(heads.recipe(settings), name="finetune", learning_rate=tuning.learning_rate)
+    history: list[training.Epoch] = []
+    best = training.BestEpoch(patience=None)
+    for opened, epochs in _parts(len(suffix), tuning):
+        for number, block in enumerate(suffix):
+            for layer in block:
+                layer.trainable = number >= len(suffix) - opened
+        part = dataclasses.replace(recipe, epochs=epochs)
+        history += training.fit(model, train, validation, part, best, len(history), shares)
+    return history, training.evaluate(model, validation)
+
+
+def _parts(count: int, tuning: params.Finetune) -> Iterator[tuple[int, int]]:
+    """How many blocks are open, and for how many epochs, in each part of the training."""
+    if tuning.gradual_epochs:
+        yield from ((opened, tuning.gradual_epochs) for opened in range(1, count))
+    yield count, tuning.epochs
 
 
 def _frozen(head_folder: Path) -> training.Epoch:

@@ -5,12 +5,13 @@ In and out: N×H×W×3 uint8. Each picture's draw depends on its row in the spli
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from graft import params
 from graft.images import resize
 
 Array = npt.NDArray[Any]
@@ -20,7 +21,14 @@ CROP_SHARE = 0.7  # smallest side kept by a crop
 COLOUR_RANGE = 0.2  # brightness and contrast change by up to this share
 
 
-def augment(images: Array, rows: Array, view: int, kinds: Sequence[str], seed: int) -> Array:
+def kinds(settings: params.Params) -> set[str]:
+    """What `features.augmentation` asks for; `auto` never flips the digits: mirrored they are others, or none."""
+    auto = {"shift"} if settings.data.source == "digits" else {"flip", "shift"}
+    asked = set(settings.features.augmentation)
+    return asked - {"auto"} | auto if "auto" in asked else asked
+
+
+def augment(images: Array, rows: Array, view: int, kinds: Collection[str], seed: int) -> Array:
     """View number `view` (1, 2, …) of pictures that stand in `rows` of their split."""
     out = np.empty_like(images)
     for i, row in enumerate(rows):
@@ -29,7 +37,7 @@ def augment(images: Array, rows: Array, view: int, kinds: Sequence[str], seed: i
     return out
 
 
-def _one(image: Array, kinds: Sequence[str], rng: np.random.Generator) -> Array:
+def _one(image: Array, kinds: Collection[str], rng: np.random.Generator) -> Array:
     if "crop" in kinds:
         image = _crop(image, rng)
     if "shift" in kinds:

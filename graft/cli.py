@@ -190,6 +190,9 @@ def serve(
     ] = None,
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 is every one.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 picks a free one.")] = 8000,
+    grpc_port: Annotated[
+        int | None, typer.Option(min=0, max=65535, help="Answer gRPC too, by custom on 8001. [default: off]")
+    ] = None,
     provider: Annotated[str, typer.Option(help="auto, tensorrt, cuda or cpu: what is asked for or an error.")] = "auto",
     precision: Annotated[
         str, typer.Option(help="fp32, fp16 or int8 of the project's own model; auto is fp16 on a GPU.")
@@ -238,6 +241,7 @@ def serve(
         settings.Settings(
             host=host,
             port=port,
+            grpc_port=grpc_port,
             provider=provider,
             threads=threads,
             follow_seconds=follow,

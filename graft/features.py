@@ -143,7 +143,7 @@ def _run(
         batch = images[start : start + size]
         if view:
             batch = augmentation.augment(
-                batch, indices[start : start + size], view, settings.features.augmentation, settings.seed
+                batch, indices[start : start + size], view, augmentation.kinds(settings), settings.seed
             )
         yield {name: np.asarray(value) for name, value in model.predict_on_batch(batch).items()}
         meter.advance(len(batch))
@@ -168,7 +168,7 @@ def _rows_per_shard(model: keras.Model, settings: params.Features) -> int:
 def _identity(settings: params.Params, description: dict[str, Any], model: keras.Model) -> str:
     digest = hashlib.sha256()
     parts = [settings.seed, settings.backbone.model_dump(), settings.features.model_dump(), description["fingerprint"]]
-    parts += [settings.finetune.unfreeze_from, sorted(model.output_names)]
+    parts += [sorted(augmentation.kinds(settings)), settings.finetune.unfreeze_from, sorted(model.output_names)]
     digest.update(json.dumps(parts, sort_keys=True).encode())
     for weight in model.weights:
         digest.update(np.ascontiguousarray(weight).tobytes())

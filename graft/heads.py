@@ -27,6 +27,8 @@ HISTORY = "history.json"
 # A feature that hardly ever moves on the training pictures must not be blown up on a new one.
 STD_FLOOR = 0.01
 
+VALIDATION_BATCH = 256
+
 Array = npt.NDArray[Any]
 Arrays = dict[str, Array]
 
@@ -39,7 +41,8 @@ def build(
     `normalised` puts batch normalisation behind each hidden layer: for training, to be folded afterwards.
     """
     entry = keras.Input((features,), name="features")
-    tensor = layers.Rescaling(1 / std, offset=-mean / std, name="standardised")(entry)
+    # In half precision too, the difference of large features and the logits are taken in full.
+    tensor = layers.Rescaling(1 / std, offset=-mean / std, dtype="float32", name="standardised")(entry)
     for i, units in enumerate(settings.hidden):
         tensor = layers.Dropout(settings.dropout, name=f"dropout_{i}")(tensor)
         tensor = layers.Dense(units, use_bias=not normalised, name=f"dense_{i}")(tensor)
@@ -47,7 +50,8 @@ def build(
             tensor = layers.BatchNormalization(name=f"norm_{i}")(tensor)
         tensor = layers.ReLU(name=f"relu_{i}")(tensor)
     tensor = layers.Dropout(settings.dropout, name=f"dropout_{len(settings.hidden)}")(tensor)
-    return keras.Model(entry, layers.Dense(classes, name=f"dense_{len(settings.hidden)}")(tensor), name="head")
+    logits = layers.Dense(classes, dtype="float32", name=f"dense_{len(settings.hidden)}")(tensor)
+    return keras.Model(entry, logits, name="head")
 
 
 def statistics(rows: ShardedArray) -> tuple[Array, Array]:
@@ -68,30 +72,19 @@ def statistics(rows: ShardedArray) -> tuple[Array, Array]:
 
 def train(settings: params.Params, prepared: Path, features: Path, folder: Path) -> dict[str, Any]:
     """Train the head and write it into `folder`; returns what `head.json` says."""
-    classes = preparation.describe(prepared)["classes"]
+    classes = len(preparation.describe(prepared)["classes"])
     rows = ShardedArray(features, "train.features")
     mean, std = statistics(rows)
     head = settings.head
-    model = build(rows.row_shape[0], len(classes), head, mean, std, normalised=True)
-    recipe = training.Recipe(
-        "head",
-        head.epochs,
-        head.batch_size,
-        head.learning_rate,
-        head.weight_decay,
-        head.label_smoothing,
-        head.patience,
-        settings.seed,
-    )
-    validation = _batches(prepared, rows=ShardedArray(features, "validation.features"), split="validation", size=512)
-    history = training.fit(
-        model, _batches(prepared, rows, "train", head.batch_size, settings.seed, head.mixup), validation, recipe
-    )
+    model = build(rows.row_shape[0], classes, head, mean, std, normalised=True)
+    batches = training_batches(settings, prepared, rows, head.batch_size, head.mixup)
+    validation = validation_batches(prepared, ShardedArray(features, "validation.features"))
+    history = training.fit(model, batches, validation, recipe(settings), training.BestEpoch(head.patience))
     stored = _folded(model, mean, std)
     best = training.evaluate(restore(stored, head), validation)
     description = {
         "features": rows.row_shape[0],
-        "classes": len(classes),
+        "classes": classes,
         "hidden": list(head.hidden),
         "validation_accuracy": best["accuracy"],
         "validation_loss": best["loss"],
@@ -103,11 +96,37 @@ def train(settings: params.Params, prepared: Path, features: Path, folder: Path)
     return description
 
 
-def _batches(
-    prepared: Path, rows: ShardedArray, split: str, size: int, seed: int | None = None, mixup: float = 0.0
+def recipe(settings: params.Params) -> training.Recipe:
+    """How the head is trained; fine-tuning changes name, epochs and rate."""
+    head = settings.head
+    return training.Recipe(
+        name="head",
+        epochs=head.epochs,
+        learning_rate=head.learning_rate,
+        schedule=head.schedule,
+        weight_decay=head.weight_decay,
+        label_smoothing=head.label_smoothing,
+        gradient_norm=head.gradient_norm,
+    )
+
+
+def training_batches(
+    settings: params.Params, prepared: Path, rows: ShardedArray, size: int, mixup: float
 ) -> training.Batches:
+    """Shuffled batches of `rows`, stored features or junctions of the training pictures and their views."""
+    labels, classes = _labels(prepared, "train")
+    weights = training.balanced(labels, classes) if settings.head.class_weights == "balanced" else None
+    return training.Batches(rows, labels, classes, size, settings.seed, mixup, weights)
+
+
+def validation_batches(prepared: Path, rows: ShardedArray) -> training.Batches:
+    """All of `rows`, stored features or junctions of the validation pictures, in order."""
+    return training.Batches(rows, *_labels(prepared, "validation"), VALIDATION_BATCH)
+
+
+def _labels(prepared: Path, split: str) -> tuple[Array, int]:
     _, labels = preparation.load_split(prepared, split)
-    return training.Batches(rows, labels.read(), size, seed, mixup)
+    return labels.read(), len(preparation.describe(prepared)["classes"])
 
 
 def _folded(model: keras.Model, mean: Array, std: Array) -> Arrays:

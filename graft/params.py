@@ -22,6 +22,7 @@ Fraction = Annotated[float, Field(gt=0, lt=0.5)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[int, Field(gt=0)]
 Rate = Annotated[float, Field(gt=0, le=10)]
+Mixup = Annotated[float, Field(ge=0, le=10)]
 
 
 def _fp32_first(names: tuple[str, ...]) -> tuple[str, ...]:
@@ -71,7 +72,7 @@ class Features(Section):
 
     pooling: Literal["flatten", "avg", "max"]
     views: Annotated[int, Field(ge=1, le=64)]
-    augmentation: tuple[Literal["flip", "shift", "crop", "colour"], ...] = Field(strict=False)
+    augmentation: tuple[Literal["auto", "flip", "shift", "crop", "colour"], ...] = Field(strict=False)
     dtype: Literal["float16", "float32"]
     batch_size: Positive
 
@@ -83,10 +84,13 @@ class Head(Section):
     dropout: Share
     weight_decay: Annotated[float, Field(ge=0, lt=1)]
     label_smoothing: Share
-    mixup: Annotated[float, Field(ge=0, le=10)]
+    class_weights: Literal["none", "balanced"]
+    mixup: Mixup
     epochs: Positive
     batch_size: Positive
     learning_rate: Rate
+    schedule: Literal["cosine", "one-cycle"]
+    gradient_norm: Annotated[float, Field(gt=0)] | None
     patience: Positive
 
 
@@ -95,8 +99,11 @@ class Finetune(Section):
 
     unfreeze_from: str
     epochs: Annotated[int, Field(ge=0)]
+    gradual_epochs: Annotated[int, Field(ge=0)]
     batch_size: Positive
     learning_rate: Rate
+    block_decay: Annotated[float, Field(gt=0, le=1)]
+    mixup: Mixup
 
 
 class Export(Section):
@@ -162,6 +169,8 @@ class Runtime(Section):
     """What the machine gives."""
 
     threads: Annotated[int, Field(ge=0, le=1024)]
+    devices: Annotated[int, Field(ge=0, le=64)]
+    precision: Literal["float32", "mixed_float16", "mixed_bfloat16"]
 
 
 class Params(Section):

@@ -1,10 +1,11 @@
 """Where a model came from: revision, inputs, parameters, versions. The same inputs give the same words.
 
-No date and no host name: they would make two equal builds differ.
+No clock and no host name: they would make two equal builds differ. The only date is the commit's own.
 """
 
 from __future__ import annotations
 
+import datetime
 import hashlib
 import platform
 import subprocess
@@ -24,6 +25,7 @@ def collect(settings: params.Params, data_fingerprint: str, lock: str) -> dict[s
     """Everything needed to make the same model again."""
     return {
         "git": revision(CODE),
+        "date": revision_date(CODE),
         "lock": lock,
         "data_fingerprint": data_fingerprint,
         "parameters": settings.model_dump(mode="json"),
@@ -39,6 +41,14 @@ def revision(paths: Sequence[str]) -> str:
     if not commit:
         return "none"
     return f"{commit}+changes" if _git("status", "--porcelain", "--", *paths) else commit
+
+
+def revision_date(paths: Sequence[str]) -> str:
+    """When the last commit that touched `paths` was made, ISO 8601 in UTC; `none` without git."""
+    seconds = _git("log", "-1", "--format=%ct", "--", *paths)
+    if not seconds:
+        return "none"
+    return datetime.datetime.fromtimestamp(int(seconds), datetime.UTC).isoformat()
 
 
 def lock_hash(path: Path, stages: Sequence[str]) -> str:

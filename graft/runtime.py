@@ -9,9 +9,11 @@ import os
 import re
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
 from graft import params
+from graft.errors import InputError
 
 # absl's prefix of information and warning lines, the notice about it, and one failure: a machine without CUDA.
 CHATTER = re.compile(rb"[IW]\d{4} |WARNING: All log messages before absl|E\d{4} .*cuInit|To enable the following instr")
@@ -34,6 +36,61 @@ def start(settings: params.Params) -> None:
 
     keras.backend.clear_session()
     keras.utils.set_random_seed(settings.seed)
+
+
+@contextmanager
+def training(settings: params.Params) -> Iterator[None]:
+    """Inside, models are built and trained in `runtime.precision`, each batch shared out among `runtime.devices`.
+
+    Raises:
+        InputError: more devices than there are, or half precision without a GPU.
+    """
+    import keras
+
+    devices = _devices(settings.runtime.devices, keras.distribution.list_devices())
+    if settings.runtime.precision != "float32" and devices[0].startswith("cpu"):
+        raise InputError(
+            f"runtime.precision={settings.runtime.precision} needs a GPU, and there is none here; "
+            "set runtime.precision=float32"
+        )
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(settings.runtime.precision)
+    try:
+        with _shared_out(devices):
+            yield
+    finally:
+        keras.config.set_dtype_policy(before)
+
+
+def on_cpu() -> bool:
+    """Whether nothing faster than the processor is in sight."""
+    import keras
+
+    return str(keras.distribution.list_devices()[0]).startswith("cpu")
+
+
+def _devices(wanted: int, found: list[str]) -> list[str]:
+    if wanted > len(found):
+        raise InputError(
+            f"runtime.devices asks for {wanted} devices, and there are {len(found)} ({', '.join(found)}); "
+            "set runtime.devices=0 for all of them"
+        )
+    return found[:wanted] if wanted else found
+
+
+def _shared_out(devices: list[str]) -> AbstractContextManager[Any]:
+    """Data parallelism: Keras' own where it works (JAX), TensorFlow's for Keras on TensorFlow, which has no other."""
+    import keras
+
+    if len(devices) == 1:
+        return nullcontext()
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        scope: AbstractContextManager[Any] = tf.distribute.MirroredStrategy(devices).scope()
+    else:
+        scope = keras.distribution.DataParallel(devices=devices).scope()
+    return scope
 
 
 @contextmanager

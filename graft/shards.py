@@ -96,6 +96,7 @@ class ShardedArray:
             raise FileNotFoundError(f"{folder} holds no shards of {name}")
         heads = [np.load(path, mmap_mode="r", allow_pickle=False) for path in self._paths]
         self._starts = np.cumsum([0, *(len(head) for head in heads)])
+        self._offset = heads[0].offset
         self.row_shape: tuple[int, ...] = heads[0].shape[1:]
         self.dtype = heads[0].dtype
 
@@ -128,13 +129,18 @@ class ShardedArray:
             yield rest
 
     def take(self, indices: Array) -> Array:
-        """Copies of the rows at `indices`, in that order."""
+        """Copies of the rows at `indices`, in that order.
+
+        Read row by row: a batch drawn from all shards would map each of them for a few rows.
+        """
         out = np.empty((len(indices), *self.row_shape), self.dtype)
         shards = np.searchsorted(self._starts, indices, side="right") - 1
         for shard in np.unique(shards):
-            chosen = shards == shard
-            block = np.load(self._paths[shard], mmap_mode="r", allow_pickle=False)
-            out[chosen] = block[indices[chosen] - self._starts[shard]]
+            positions = np.flatnonzero(shards == shard)
+            with self._paths[shard].open("rb", buffering=0) as file:
+                for position, row in zip(positions, indices[positions] - self._starts[shard], strict=True):
+                    file.seek(self._offset + int(row) * out[position].nbytes)
+                    file.readinto(out[position].data)
         return out
 
     def read(self) -> Array:

@@ -1,4 +1,4 @@
-"""One training loop for head and fine-tuning: batches from shards, a cosine rate, the best epoch kept.
+"""One training loop for head and fine-tuning: batches from shards, a rate that rises and falls, the best epoch kept.
 
 In: a Keras model that ends in logits, inputs as shards, labels. Out: the model at its best validation accuracy
 and a row an epoch.
@@ -7,6 +7,7 @@ and a row an epoch.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,70 +15,86 @@ import keras
 import numpy as np
 import numpy.typing as npt
 
-from graft import progress
+from graft import optimizer, progress
 from graft.errors import GraftError
 from graft.shards import ShardedArray
 
 Array = npt.NDArray[Any]
 Epoch = dict[str, float]
 
-WARMUP_SHARE = 0.1
-GRADIENT_NORM = 1.0
+# Share of the steps in which the rate rises, and how far below the peak it starts.
+SCHEDULES = {"cosine": (0.1, 20), "one-cycle": (0.3, 25)}
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a training run is told: sizes, rates and limits."""
+    """What a training run is told. `learning_rate` is the peak; `gradient_norm` None leaves gradients as they are."""
 
     name: str
     epochs: int
-    batch_size: int
     learning_rate: float
+    schedule: str
     weight_decay: float
     label_smoothing: float
-    patience: int
-    seed: int
+    gradient_norm: float | None
 
 
 class Batches(keras.utils.PyDataset):
-    """Batches of stored rows (float32) with their labels (one-hot), shuffled anew each epoch if a seed is given.
+    """Batches of stored rows (float32), labels (one-hot over `classes`) and, with `class_weights`, their weights.
 
-    `labels` may be shorter than `rows` by a whole factor: the rows then hold several views of each picture,
-    view by view. `mixup` blends rows and labels of a shuffled batch (Zhang et al. 2018); 0 leaves them alone.
+    With a seed, for training: shuffled anew each epoch. `rows` may hold several views of each picture, view by view;
+    an epoch shows every picture once and goes from each to its next view, so that it costs the same for any number
+    of views. `mixup` blends rows and labels of a batch (Zhang et al. 2018); 0 leaves them alone.
     """
 
     def __init__(
-        self, rows: ShardedArray, labels: Array, batch_size: int, seed: int | None = None, mixup: float = 0.0
+        self,
+        rows: ShardedArray,
+        labels: Array,
+        classes: int,
+        batch_size: int,
+        seed: int | None = None,
+        mixup: float = 0.0,
+        class_weights: Array | None = None,
     ) -> None:
         super().__init__()
-        self._rows, self._labels = rows, np.tile(labels, len(rows) // len(labels))
-        self._one_hot = np.eye(int(labels.max()) + 1, dtype=np.float32)
-        self._size = min(batch_size, len(rows))
-        self._seed, self._mixup = seed, mixup
+        self._rows, self._labels = rows, labels
+        self._one_hot = np.eye(classes, dtype=np.float32)
+        self._views = len(rows) // len(labels)
+        self._size = min(batch_size, len(labels))
+        self._seed, self._mixup, self._class_weights = seed, mixup, class_weights
         self.start(0)
 
     def start(self, epoch: int) -> None:
         """Draw the order of `epoch`."""
-        self._epoch, count = epoch, len(self._rows)
-        self._order = np.arange(count) if self._seed is None else self._rng().permutation(count)
+        self._epoch, count = epoch, len(self._labels)
+        self._order = np.arange(count)
+        if self._seed is not None:
+            first_view = np.random.default_rng(self._seed).integers(self._views, size=count)
+            self._order = self._rng().permutation((first_view + epoch) % self._views * count + self._order)
 
     def _rng(self, *stream: int) -> np.random.Generator:
         return np.random.default_rng((self._seed or 0, self._epoch, *stream))
 
     def __len__(self) -> int:
         # While training, a short last batch would give batch normalisation too few rows; the next epoch has them.
-        whole = len(self._rows) // self._size
-        return whole if self._seed is not None else math.ceil(len(self._rows) / self._size)
+        whole = len(self._labels) // self._size
+        return whole if self._seed is not None else math.ceil(len(self._labels) / self._size)
 
-    def __getitem__(self, index: int) -> tuple[Array, Array]:
+    def __getitem__(self, index: int) -> tuple[Array, ...]:
         chosen = self._order[index * self._size : (index + 1) * self._size]
-        rows, targets = self._rows.take(chosen).astype(np.float32), self._one_hot[self._labels[chosen]]
+        rows, targets = (
+            self._rows.take(chosen).astype(np.float32),
+            self._one_hot[self._labels[chosen % len(self._labels)]],
+        )
         if self._mixup and self._seed is not None:
             rng = self._rng(index)
             share = rng.beta(self._mixup, self._mixup, len(chosen)).astype(np.float32)
             other = rng.permutation(len(chosen))
             rows, targets = _blend(rows, rows[other], share), _blend(targets, targets[other], share)
-        return rows, targets
+        if self._class_weights is None:
+            return rows, targets
+        return rows, targets, targets @ self._class_weights
 
 
 def _blend(one: Array, other: Array, share: Array) -> Array:
@@ -86,11 +103,22 @@ def _blend(one: Array, other: Array, share: Array) -> Array:
     return blended
 
 
-def cosine_rate(peak: float, steps: int, warmup_share: float = WARMUP_SHARE) -> Any:
-    """A linear warm-up from a twentieth of `peak`, then a cosine to nearly zero (Loshchilov and Hutter 2017)."""
-    warmup = max(1, int(warmup_share * steps))
+def balanced(labels: Array, classes: int) -> Array:
+    """A weight a class (float32) that makes all classes count the same: N / (classes × its pictures)."""
+    counts = np.bincount(labels, minlength=classes)
+    weights: Array = (len(labels) / (classes * np.maximum(counts, 1))).astype(np.float32)
+    return weights
+
+
+def rate(kind: str, peak: float, steps: int) -> Any:
+    """The learning rate at each of `steps` steps: a linear rise, then a cosine to nearly zero.
+
+    `cosine` rises for a tenth (Loshchilov and Hutter 2017), `one-cycle` for three tenths (Smith and Topin 2018).
+    """
+    share, divisor = SCHEDULES[kind]
+    rising = max(1, int(share * steps))
     return keras.optimizers.schedules.CosineDecay(
-        peak / 20, max(1, steps - warmup), alpha=1e-4, warmup_target=peak, warmup_steps=warmup
+        peak / divisor, max(1, steps - rising), alpha=1e-4, warmup_target=peak, warmup_steps=rising
     )
 
 
@@ -100,29 +128,48 @@ def evaluate(model: keras.Model, batches: Batches) -> Epoch:
     return {key: float(value) for key, value in model.evaluate(batches, verbose=0, return_dict=True).items()}
 
 
-def fit(model: keras.Model, train: Batches, validation: Batches, recipe: Recipe) -> list[Epoch]:
-    """Train with AdamW until the epochs or the patience end; `model` keeps its best epoch's weights.
+def fit(
+    model: keras.Model,
+    train: Batches,
+    validation: Batches,
+    recipe: Recipe,
+    best: BestEpoch,
+    first_epoch: int = 0,
+    shares: Mapping[str, float] | None = None,
+) -> list[Epoch]:
+    """Train with AdamW for the recipe's epochs or until `best` stops; `model` keeps the best epoch's weights.
+
+    `shares` gives variables (by their path) another rate: this share of the recipe's. Epochs are counted from
+    `first_epoch`, for a training in several parts.
 
     Raises:
         GraftError: the loss is no longer a number; the message names epoch and rate.
     """
-    optimizer = keras.optimizers.AdamW(
-        cosine_rate(recipe.learning_rate, recipe.epochs * len(train)),
-        weight_decay=recipe.weight_decay,
-        clipnorm=GRADIENT_NORM,
-    )
-    optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
-    model.compile(
-        optimizer,
-        _crossentropy(recipe.label_smoothing),
-        metrics=[_accuracy()],
-    )
-    journal = Journal(train, recipe)
-    best = BestEpoch(recipe.patience)
+    steps = recipe.epochs * len(train)
+    model.compile(_optimizer(recipe, steps, shares or {}), _crossentropy(recipe.label_smoothing), metrics=[_accuracy()])
+    journal = Journal(train, recipe, steps)
     model.fit(
-        train, validation_data=validation, epochs=recipe.epochs, shuffle=False, verbose=0, callbacks=[journal, best]
+        train,
+        validation_data=validation,
+        initial_epoch=first_epoch,
+        epochs=first_epoch + recipe.epochs,
+        shuffle=False,
+        verbose=0,
+        callbacks=[journal, best],
     )
     return journal.epochs
+
+
+def _optimizer(recipe: Recipe, steps: int, shares: Mapping[str, float]) -> keras.optimizers.Optimizer:
+    groups = {
+        share: optimizer.adamw(
+            rate(recipe.schedule, share * recipe.learning_rate, steps), recipe.weight_decay, recipe.gradient_norm
+        )
+        for share in sorted({1.0, *shares.values()})
+    }
+    if len(groups) == 1:
+        return groups[1.0]
+    return keras.optimizers.MultiOptimizer(lambda variable: groups[shares.get(variable.path, 1.0)])
 
 
 def _crossentropy(label_smoothing: float) -> Any:
@@ -135,16 +182,18 @@ def _accuracy() -> Any:
 
 
 class BestEpoch(keras.callbacks.Callback):
-    """Stops after `patience` epochs without a better one, and gives the model the best epoch's weights back.
+    """Stops after `patience` epochs without a better one (None: never), and gives the model the best one's weights.
+
+    One instance sees all parts of a training and gives back the best epoch of all of them.
 
     Better is a higher validation accuracy, and at the same accuracy a lower loss. Not the loss alone: a head on few
     pictures grows overconfident long before it stops getting better. Not the accuracy alone: few validation pictures
     are soon all right, with a head that has hardly learned.
     """
 
-    def __init__(self, patience: int) -> None:
+    def __init__(self, patience: int | None) -> None:
         super().__init__()
-        self._patience = patience
+        self._patience = math.inf if patience is None else patience
         self._best = (-math.inf, -math.inf)
         self._weights: list[Array] = []
         self._waited = 0
@@ -168,11 +217,12 @@ class BestEpoch(keras.callbacks.Callback):
 class Journal(keras.callbacks.Callback):
     """Reorders the batches each epoch, reports progress, keeps a row an epoch, stops at a loss that is no number."""
 
-    def __init__(self, batches: Batches, recipe: Recipe) -> None:
+    def __init__(self, batches: Batches, recipe: Recipe, steps: int) -> None:
         super().__init__()
         self._batches, self._recipe = batches, recipe
-        self._meter = progress.Meter(recipe.name, recipe.epochs * len(batches), unit="batches")
-        self._number = 0
+        self._rate = rate(recipe.schedule, recipe.learning_rate, steps)
+        self._meter = progress.Meter(recipe.name, steps, unit="batches")
+        self._number = self._step = 0
         self.epochs: list[Epoch] = []
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, float] | None = None) -> None:
@@ -183,17 +233,18 @@ class Journal(keras.callbacks.Callback):
     def on_train_batch_end(self, batch: int, logs: dict[str, float] | None = None) -> None:
         """Count, and look at the loss."""
         loss, accuracy = (logs or {})["loss"], (logs or {})["accuracy"]
+        self._step += 1
         if not math.isfinite(loss):
             raise GraftError(
                 f"{self._recipe.name}: the loss became {loss} in epoch {self._number} at a learning rate of "
-                f"{self._rate():.2g}; lower {self._recipe.name}.learning_rate"
+                f"{self._current_rate():.2g}; lower {self._recipe.name}.learning_rate"
             )
         self._meter.advance(1, f"epoch {self._number}, loss {loss:.3f}, accuracy {accuracy:.3f}")
 
     def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
         """Keep the row."""
         row = {"epoch": self._number} | {key: round(float(value), 6) for key, value in (logs or {}).items()}
-        self.epochs.append(row | {"learning_rate": float(f"{self._rate():.4g}")})
+        self.epochs.append(row | {"learning_rate": float(f"{self._current_rate():.4g}")})
 
-    def _rate(self) -> float:
-        return float(self.model.optimizer.learning_rate)
+    def _current_rate(self) -> float:
+        return float(self._rate(self._step))

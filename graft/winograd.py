@@ -16,6 +16,8 @@ import numpy as np
 import numpy.typing as npt
 from keras import layers, ops
 
+from graft import runtime
+
 Array = npt.NDArray[Any]
 
 TAPS = 3
@@ -122,8 +124,8 @@ def trainable(model: keras.Model) -> keras.Model:
 
 
 def fits(layer: layers.Layer) -> bool:
-    """Whether `layer` is a convolution that is faster here: 3×3, every step, same padding, a small map, float32."""
-    if type(layer) is not layers.Conv2D:
+    """Whether `layer` is faster here: on a CPU, float32, a 3×3 convolution with stride 1, same padding, a small map."""
+    if type(layer) is not layers.Conv2D or not runtime.on_cpu():
         return False
     plain = (layer.kernel_size, layer.strides, layer.dilation_rate) == ((TAPS, TAPS), (1, 1), (1, 1))
     last = (layer.padding, layer.data_format, layer.groups) == ("same", "channels_last", 1)

@@ -8,12 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import hmac
 import ipaddress
-import itertools
 import logging
-import re
-import secrets
 import time
 from collections.abc import AsyncIterator, Mapping, MutableMapping
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -31,13 +27,13 @@ from graft.errors import GraftError
 from serving import openapi, page, pictures, v2
 from serving.access import FLUSH_SECONDS, AccessLog
 from serving.context import Context
+from serving.entry import Keys, RequestIds
 from serving.errors import Gone, RequestError
 from serving.metrics import CONTENT_TYPE, render
 from serving.protocol import JSON, dump_json
 
 logger = logging.getLogger(__name__)
 
-_REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 # Load balancers ask for health without a key; the page and the document hold no secrets.
 _OPEN = ("/", "/docs", "/openapi.json", "/v2/health/live", "/v2/health/ready")
 _CLIENT_CLOSED = 499
@@ -56,7 +52,10 @@ def build(context: Context, access_log: AccessLog) -> ASGIApp:
             yield
 
     async def metrics(_: Request) -> Response:
-        return Response(render(context.repository, context.http), media_type=CONTENT_TYPE)
+        answers = {"http": context.http}
+        if context.settings.grpc_port is not None:
+            answers["grpc"] = context.grpc
+        return Response(render(context.repository, answers), media_type=CONTENT_TYPE)
 
     security = context.settings.security
     routes = [
@@ -102,12 +101,10 @@ class _Door:
 
     def __init__(self, app: ASGIApp, context: Context, access_log: AccessLog) -> None:
         self._app, self._context, self._log = app, context, access_log
-        self._keys = [key.encode() for key in context.settings.security.api_keys]
+        self._keys = Keys(context.settings.security.api_keys)
         self._origins = frozenset(context.settings.security.cors_origins)
         self._on_loopback = context.settings.on_loopback
-        # Unlike any other server's, and told apart from each other without asking for randomness every time.
-        self._id_prefix = secrets.token_hex(4)
-        self._ids = itertools.count()
+        self._ids = RequestIds()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -115,8 +112,7 @@ class _Door:
             return
         started = time.perf_counter()
         headers = dict(scope["headers"])
-        given = headers.get(b"x-request-id", b"")
-        request_id = given if _REQUEST_ID.fullmatch(given) else self._next_id()
+        request_id = self._ids.take(headers.get(b"x-request-id", b""))
         status = 0
 
         async def reply(message: MutableMapping[str, Any]) -> None:
@@ -139,11 +135,8 @@ class _Door:
         finally:
             self._note(scope, request_id, status, time.perf_counter() - started)
 
-    def _next_id(self) -> bytes:
-        return f"{self._id_prefix}{next(self._ids):08x}".encode()
-
     def _note(self, scope: Scope, request_id: bytes, status: int, seconds: float) -> None:
-        self._context.http.add(_endpoint(scope["path"]), status, seconds)
+        self._context.http.add(_endpoint(scope["path"]), str(status), seconds)
         self._log.add(
             id=request_id.decode(),
             client=scope["client"][0] if scope.get("client") else None,
@@ -189,13 +182,8 @@ class _Door:
             raise RequestError(403, "this server answers for localhost only; see --host")
 
     def _check_key(self, path: str, headers: Mapping[bytes, bytes]) -> None:
-        if not self._keys or path in _OPEN or path.startswith(page.PREFIX):
-            return
-        given = headers.get(b"x-api-key") or headers.get(b"authorization", b"").removeprefix(b"Bearer ")
-        if not any([hmac.compare_digest(given, key) for key in self._keys]):  # noqa: C419 - all, in equal time
-            raise RequestError(
-                401, "an API key is wanted, as Authorization: Bearer KEY", {"www-authenticate": "Bearer"}
-            )
+        if path not in _OPEN and not path.startswith(page.PREFIX):
+            self._keys.check(headers.get(b"x-api-key", b""), headers.get(b"authorization", b""))
 
 
 def _authority(origin: str) -> str:

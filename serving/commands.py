@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 from graft.errors import InputError
 from serving.repository import Repository, find_sources
 from serving.server import serve
-from serving.settings import Settings
+from serving.settings import Security, Settings
 
 
 def serve_models(paths: Sequence[Path], latest: int, settings: Settings) -> None:
@@ -18,14 +19,27 @@ def serve_models(paths: Sequence[Path], latest: int, settings: Settings) -> None
     Raises:
         GraftError: a model cannot be opened, the address cannot be bound, or a TLS file is missing.
     """
-    security = settings.security
-    if (security.tls_certificate is None) != (security.tls_key is None):
-        raise InputError("TLS wants both --tls-certificate and --tls-key")
-    for file in (security.tls_certificate, security.tls_key):
-        if file is not None and not file.is_file():
-            raise InputError(f"there is no TLS file {file}")
+    _check_tls(settings.security)
     sources = [source for path in paths for source in find_sources(path, latest)]
     serve(sources, settings, announce)
+
+
+def _check_tls(security: Security) -> None:
+    certificate, key = security.tls_certificate, security.tls_key
+    if certificate is None and key is None:
+        return
+    if certificate is None or key is None:
+        raise InputError("TLS wants both --tls-certificate and --tls-key")
+    for file in (certificate, key):
+        if not file.is_file():
+            raise InputError(f"there is no TLS file {file}")
+    try:
+        # Without a password given, OpenSSL would ask the terminal for one.
+        ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(certificate, key, password="")
+    except OSError as error:
+        raise InputError(
+            f"{certificate} and {key} are no PEM certificate and its key without a password ({error})"
+        ) from error
 
 
 def read_keys(path: Path | None) -> frozenset[str]:
@@ -46,13 +60,16 @@ def read_keys(path: Path | None) -> frozenset[str]:
     return keys
 
 
-def announce(repository: Repository, address: str) -> None:
+def announce(repository: Repository, url: str, grpc_address: str | None) -> None:
     """Say on stderr what is served and where."""
     lines = [
         f"  {version.name} version {version.version} on {version.model.provider}: "
         f"{len(version.model.classes)} classes, {version.model.image_size[0]} pixels"
         for version in repository.versions()
     ]
-    lines += [f"  page      {address}/", f"  clients   {address}/v2", f"  documents {address}/docs"]
+    lines += [f"  page      {url}/", f"  clients   {url}/v2"]
+    if grpc_address is not None:
+        lines.append(f"  gRPC      {grpc_address}")
+    lines.append(f"  documents {url}/docs")
     sys.stderr.write("\n".join(["Graft serves", *lines, ""]))
     sys.stderr.flush()

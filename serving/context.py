@@ -5,7 +5,7 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
-from serving.metrics import HttpCounts
+from serving.metrics import AnswerCounts
 from serving.repository import Repository
 from serving.settings import Settings
 
@@ -19,7 +19,8 @@ class Context:
 
     settings: Settings
     repository: Repository
-    http: HttpCounts = field(default_factory=HttpCounts)
+    http: AnswerCounts = field(default_factory=AnswerCounts)
+    grpc: AnswerCounts = field(default_factory=AnswerCounts)
     decoders: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(DECODERS, "decode"))
     started: bool = False
     draining: bool = False

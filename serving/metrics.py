@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 from prometheus_client import (
     GC_COLLECTOR,
@@ -28,15 +28,15 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _LATENCY_BOUNDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
 
-class HttpCounts:
+class AnswerCounts:
     """Answers by endpoint and status, and how long they took."""
 
     def __init__(self) -> None:
-        self.answers: Counter[tuple[str, int]] = Counter()
+        self.answers: Counter[tuple[str, str]] = Counter()
         self.slots = [0] * (len(_LATENCY_BOUNDS) + 1)
         self.seconds = 0.0
 
-    def add(self, endpoint: str, status: int, seconds: float) -> None:
+    def add(self, endpoint: str, status: str, seconds: float) -> None:
         """One request, answered."""
         self.answers[endpoint, status] += 1
         self.seconds += seconds
@@ -47,11 +47,12 @@ class HttpCounts:
         self.slots[-1] += 1
 
 
-def render(repository: Repository, http: HttpCounts) -> bytes:
-    """All metrics in Prometheus' text format."""
+def render(repository: Repository, answers: Mapping[str, AnswerCounts]) -> bytes:
+    """All metrics in Prometheus' text format; `answers` by the protocol they went out over."""
     registry = CollectorRegistry()
     registry.register(_Versions(repository.versions()))
-    registry.register(_Http(http))
+    for protocol, counts in answers.items():
+        registry.register(_Answers(protocol, counts))
     for collector in (PROCESS_COLLECTOR, PLATFORM_COLLECTOR, GC_COLLECTOR):
         registry.register(collector)
     return generate_latest(registry)
@@ -132,17 +133,20 @@ class _Versions(Collector):
         yield from (info, predictions, confidence)
 
 
-class _Http(Collector):
-    def __init__(self, counts: HttpCounts) -> None:
-        self._counts = counts
+class _Answers(Collector):
+    """What went out over one protocol."""
+
+    def __init__(self, protocol: str, counts: AnswerCounts) -> None:
+        self._protocol, self._counts = protocol, counts
 
     def collect(self) -> Iterator[Metric]:
+        name = f"graft_{self._protocol}"
         answers = CounterMetricFamily(
-            "graft_http_answers", "HTTP answers by endpoint and status", labels=["endpoint", "status"]
+            f"{name}_answers", "Answers by endpoint and status", labels=["endpoint", "status"]
         )
-        for (endpoint, status), number in self._counts.answers.items():
-            answers.add_metric([endpoint, str(status)], number)
-        latency = HistogramMetricFamily("graft_http_seconds", "From a request's head to its answer")
+        for labels, number in self._counts.answers.items():
+            answers.add_metric(labels, number)
+        latency = HistogramMetricFamily(f"{name}_seconds", "From a request's head to its answer")
         bounds = [*map(str, _LATENCY_BOUNDS), "+Inf"]
         latency.add_metric([], _cumulative(bounds, self._counts.slots), self._counts.seconds)
         yield from (answers, latency)

@@ -6,7 +6,6 @@ the exported file, whatever network is in it.
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,9 +16,12 @@ from serving.repository import Version
 
 Heat = npt.NDArray[np.float32]
 
-# A person waits for the map: as many cells as fit into the time, within what is worth looking at.
-SECONDS = 2.0
+# A person waits for the map, so costly models get a coarser one; the same model always gets the same.
 COARSEST, FINEST = 4, 14
+# A convolution's work grows with its weights and with the picture. This many weights times pixels, over all runs,
+# is VGG16 at 32×32 seen in the finest map: docs/decisions/heat-map.md has the times.
+WORK = 3.5e12
+_BYTES_A_WEIGHT = {"fp32": 4, "fp16": 2, "int8": 1}
 # Away from 0 and 1, where the odds of float32 probabilities mean nothing.
 _CLIP = 1e-6
 
@@ -39,12 +41,10 @@ async def explain(version: Version, image: Images, label: int | None = None) -> 
 
     The parts are run in small batches, so that other requests get their turn between them.
     """
-    loop = asyncio.get_running_loop()
-    started = loop.time()
     (whole,) = (await version.batcher.submit(image[None])).probabilities
-    seconds = loop.time() - started
     chosen = int(whole.argmax()) if label is None else label
-    cells = choose_cells(seconds, min(image.shape[:2]))
+    height, width = image.shape[:2]
+    cells = choose_cells(_weights(version), height, width)
     parts = hide_parts(image, cells)
     step = max(1, version.batcher.max_batch_size // 4)
     answers = [
@@ -56,10 +56,15 @@ async def explain(version: Version, image: Images, label: int | None = None) -> 
     return HeatMap(chosen, float(whole[chosen]), spread(loss, cells), len(parts) + 1)
 
 
-def choose_cells(seconds: float, pixels: int) -> int:
-    """Cells a side for a model that takes `seconds` a picture of `pixels` a side."""
-    affordable = int((SECONDS / max(seconds, 1e-6)) ** 0.5) - 1
-    return max(min(affordable, FINEST, pixels // 2), min(COARSEST, pixels))
+def choose_cells(weights: float, height: int, width: int) -> int:
+    """Cells a side of the map, for a model of so many weights that sees pictures of `height` by `width` pixels."""
+    affordable = int((WORK / (weights * height * width)) ** 0.5) - 1
+    smaller = min(height, width)
+    return max(min(affordable, FINEST, smaller // 2), min(COARSEST, smaller))
+
+
+def _weights(version: Version) -> float:
+    return version.file_bytes / _BYTES_A_WEIGHT.get(version.model.metadata["precision"], 4)
 
 
 def hide_parts(image: Images, cells: int) -> Images:

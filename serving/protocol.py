@@ -65,6 +65,15 @@ def parse_infer(body: bytes, header_length: bytes | None, size: tuple[int, int],
             raise BadRequest(f"{HEADER_LENGTH} must be the bytes of JSON, 1 to {len(body)} here")
         split = int(header_length)
     document = parse_json(body[:split] if split < len(body) else body)
+    return read_infer(document, memoryview(body)[split:], size, most)
+
+
+def read_infer(document: dict[str, Any], tail: memoryview, size: tuple[int, int], most: int) -> InferRequest:
+    """Read an infer request from its JSON object and the bytes of a binary tensor, `tail`, that came with it.
+
+    Raises:
+        BadRequest: as `parse_infer`.
+    """
     parameters = _object(document.get("parameters"), "parameters")
     identifier = document.get("id")
     if identifier is not None and not isinstance(identifier, str):
@@ -74,11 +83,11 @@ def parse_infer(body: bytes, header_length: bytes | None, size: tuple[int, int],
     timeout = parameters.get("timeout", 0)
     if not isinstance(timeout, int) or isinstance(timeout, bool) or not 0 <= timeout < 2**63:
         raise BadRequest("timeout must be microseconds, a number of at least 0")
-    images = _parse_input(document.get("inputs"), body, split, size, most)
+    images = _parse_input(document.get("inputs"), tail, size, most)
     return InferRequest(identifier, images, binary, top, timeout / 1e6)
 
 
-def _parse_input(inputs: Any, body: bytes, split: int, size: tuple[int, int], most: int) -> Images:
+def _parse_input(inputs: Any, tail: memoryview, size: tuple[int, int], most: int) -> Images:
     if not isinstance(inputs, list) or len(inputs) != 1 or not isinstance(inputs[0], dict):
         raise BadRequest(f"inputs must be a list of one tensor, {INPUT}")
     tensor = inputs[0]
@@ -92,18 +101,16 @@ def _parse_input(inputs: Any, body: bytes, split: int, size: tuple[int, int], mo
         raise BadRequest("shared memory is not offered; send the data in the body")
     length = parameters.get("binary_data_size")
     if length is None:
-        if split != len(body):
-            raise BadRequest(f"{len(body) - split} bytes after the JSON that no tensor claims")
+        if tail:
+            raise BadRequest(f"{len(tail)} bytes after the JSON that no tensor claims")
         return _parse_numbers(tensor.get("data"), shape)
     if "data" in tensor:
         raise BadRequest(f"{INPUT} has both data and binary_data_size; send one")
     expected = shape[0] * shape[1] * shape[2] * shape[3]
-    if length != expected or len(body) - split != expected:
-        raise BadRequest(
-            f"{INPUT} of shape {list(shape)} takes {expected} bytes. "
-            f"Received: binary_data_size {_shown(length)} and {len(body) - split} bytes after the JSON"
-        )
-    return np.frombuffer(body, np.uint8, expected, split).reshape(shape)
+    if length != expected or len(tail) != expected:
+        claimed = "" if length == len(tail) else f" and binary_data_size {_shown(length)}"
+        raise BadRequest(f"{INPUT} of shape {list(shape)} takes {expected} bytes. Received: {len(tail)} bytes{claimed}")
+    return np.frombuffer(tail, np.uint8).reshape(shape)
 
 
 def _parse_shape(shape: Any, size: tuple[int, int], most: int) -> tuple[int, int, int, int]:
@@ -175,27 +182,42 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 80 else f"{text[:77]}…"
 
 
+@dataclass(frozen=True, slots=True)
+class Output:
+    """The answer's one tensor: probabilities, or strings where classes were asked for."""
+
+    datatype: str
+    shape: list[int]
+    values: Probabilities | list[str]
+
+    @property
+    def raw(self) -> bytes:
+        """As the binary extension writes it: little endian, each string after its length in 4 bytes."""
+        if isinstance(self.values, list):
+            return b"".join(map(_length_prefixed, self.values))
+        return self.values.tobytes()
+
+
+def make_output(request: InferRequest, probabilities: Probabilities, classes: list[str]) -> Output:
+    """What `request` wants of the `probabilities`, N×C float32."""
+    if not request.top:
+        return Output("FP32", list(probabilities.shape), probabilities)
+    strings = _classification(probabilities, request.top, classes)
+    return Output("BYTES", [len(probabilities), len(strings) // len(probabilities)], strings)
+
+
 def encode_infer(
     request: InferRequest, probabilities: Probabilities, name: str, version: str, classes: list[str]
 ) -> tuple[bytes, int | None]:
     """The answer's body, and how many of its bytes are JSON when tensors follow it."""
-    output: dict[str, Any] = {"name": OUTPUT}
-    if request.top:
-        strings = _classification(probabilities, request.top, classes)
-        output["datatype"], output["shape"] = (
-            "BYTES",
-            [len(probabilities), len(strings) // len(probabilities)],
-        )
-        raw = b"".join(map(_length_prefixed, strings)) if request.binary else b""
-        data: list[Any] = strings
-    else:
-        output["datatype"], output["shape"] = "FP32", list(probabilities.shape)
-        raw = probabilities.tobytes() if request.binary else b""
-        data = [] if request.binary else probabilities.ravel().tolist()
+    made = make_output(request, probabilities, classes)
+    output: dict[str, Any] = {"name": OUTPUT, "datatype": made.datatype, "shape": made.shape}
+    raw = b""
     if request.binary:
+        raw = made.raw
         output["parameters"] = {"binary_data_size": len(raw)}
     else:
-        output["data"] = data
+        output["data"] = made.values if isinstance(made.values, list) else made.values.ravel().tolist()
     document: dict[str, Any] = {"model_name": name, "model_version": version, "outputs": [output]}
     if request.id is not None:
         document["id"] = request.id

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -96,13 +96,26 @@ def find_sources(path: Path, latest: int = 1) -> list[Source]:
     return [FolderSource(name, path / name, latest) for name in names]
 
 
+class _Fingerprint(NamedTuple):
+    """A file as it was when it was opened; any change of it changes this."""
+
+    path: Path
+    inode: int
+    bytes: int
+    modified_ns: int
+
+    @property
+    def written(self) -> str:
+        """The file's date, ISO 8601 in UTC."""
+        return datetime.datetime.fromtimestamp(self.modified_ns // 10**9, datetime.UTC).isoformat()
+
+
 @dataclass(frozen=True)
 class _Opened:
     """A file that was opened and warmed up, and how to tell whether it changes."""
 
     model: Model
-    fingerprint: object
-    written: str  # the file's date, ISO 8601
+    fingerprint: _Fingerprint
 
 
 class Version:
@@ -110,7 +123,8 @@ class Version:
 
     def __init__(self, name: str, version: str, opened: _Opened, settings: Settings, recorder: Recorder) -> None:
         self.name, self.version = name, version
-        self.model, self.fingerprint, self.written = opened.model, opened.fingerprint, opened.written
+        self.model, self.fingerprint = opened.model, opened.fingerprint
+        self.file_bytes, self.written = opened.fingerprint.bytes, opened.fingerprint.written
         self.statistics = Statistics(len(self.model.classes))
         observer = recorder.observer(name, version, self.model.classes)
         self.batcher = Batcher(self.model, settings.batching, self.statistics, observer)
@@ -305,8 +319,7 @@ class Repository:
             if held.get(version) != fingerprint:
                 model = open_model(path, self._settings.provider, self._settings.threads)
                 _warm_up(model, self._settings.batching.max_batch_size)
-                written = datetime.datetime.fromtimestamp(path.stat().st_mtime, datetime.UTC)
-                opened[version] = _Opened(model, fingerprint, written.isoformat(timespec="seconds"))
+                opened[version] = _Opened(model, fingerprint)
         return list(wanted), opened
 
     def _retire(self, versions: Iterable[Version]) -> None:
@@ -326,12 +339,12 @@ def _warm_up(model: Model, largest: int) -> None:
         model.predict(np.zeros((largest, *model.image_size, 3), np.uint8))
 
 
-def _fingerprint(path: Path) -> object:
+def _fingerprint(path: Path) -> _Fingerprint:
     try:
         status = path.stat()
     except OSError as error:
         raise InputError(f"there is no model at {path} ({error.strerror}); `graft run` makes one") from error
-    return path, status.st_ino, status.st_size, status.st_mtime_ns
+    return _Fingerprint(path, status.st_ino, status.st_size, status.st_mtime_ns)
 
 
 def _shown(name: str) -> str:

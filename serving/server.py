@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import socket
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import uvicorn
 import uvloop
@@ -20,11 +21,14 @@ from serving.app import build
 from serving.context import Context
 from serving.protocol import dump_json
 from serving.repository import Repository, Source
-from serving.settings import Settings
+from serving.settings import MAX_HEAD_BYTES, Settings
 
-Announce = Callable[[Repository, str], None]
+if TYPE_CHECKING:
+    from serving.grpc_server import GrpcServer
 
-MAX_HEAD_BYTES = 64 * 1024
+# Told the models, the HTTP server's URL, and the gRPC server's host and port where there is one.
+Announce = Callable[[Repository, str, str | None], None]
+
 _HEAD_TOO_LONG = f"the request's head is longer than {MAX_HEAD_BYTES} bytes"
 
 # How long a thread may keep the interpreter from the others. Python's own 5 ms is as long as a small run.
@@ -32,7 +36,7 @@ SWITCH_SECONDS = 0.0005
 
 
 def serve(sources: Iterable[Source], settings: Settings, announce: Announce | None = None) -> None:
-    """Serve until SIGTERM or SIGINT; `announce` is told the models and the address once all is ready.
+    """Serve until SIGTERM or SIGINT; `announce` is told the models and the addresses once all is ready.
 
     Raises:
         GraftError: a model cannot be opened, or the address cannot be bound.
@@ -47,9 +51,22 @@ async def _serve(sources: list[Source], settings: Settings, announce: Announce |
     listener = _bind(settings.host, settings.port)
     context = Context(settings, Repository(sources, settings))
     access_log = AccessLog(sys.stdout if settings.access_log else None)
+    rpc = _bind_grpc(context, access_log)
     await context.repository.start()
-    server = _Server(_config(build(context, access_log), settings), context, announce)
+    server = _Server(_config(build(context, access_log), settings), context, rpc, announce)
     await server.serve([listener])
+
+
+def _bind_grpc(context: Context, access_log: AccessLog) -> GrpcServer | None:
+    if context.settings.grpc_port is None:
+        return None
+    # What goes wrong is said in a sentence of ours; gRPC's own lines on stderr are no JSON.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    try:
+        from serving.grpc_server import GrpcServer
+    except ImportError as error:
+        raise InputError(f"--grpc-port wants grpcio ({error}); pip install 'graft[serve-grpc]'") from error
+    return GrpcServer(context, access_log)
 
 
 def _bind(host: str, port: int) -> socket.socket:
@@ -94,18 +111,29 @@ def _config(app: Any, settings: Settings) -> uvicorn.Config:
 class _Server(uvicorn.Server):
     """Uvicorn's server, which says when it is up and lets balancers look away before it stops."""
 
-    def __init__(self, config: uvicorn.Config, context: Context, announce: Announce | None) -> None:
+    def __init__(
+        self, config: uvicorn.Config, context: Context, rpc: GrpcServer | None, announce: Announce | None
+    ) -> None:
         super().__init__(config)
-        self._context, self._announce = context, announce
+        self._context, self._rpc, self._announce = context, rpc, announce
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Listen; from then on the server is ready."""
         await super().startup(sockets)
+        if self._rpc is not None:
+            await self._rpc.start()
         self._context.started = True
         if self._announce is not None and sockets:
             host, port = sockets[0].getsockname()[:2]
             scheme = "https" if self.config.is_ssl else "http"
-            self._announce(self._context.repository, f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}")
+            url = f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
+            self._announce(self._context.repository, url, self._rpc.address if self._rpc is not None else None)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Finish the calls under way, then the requests, then let go of the models."""
+        if self._rpc is not None:
+            await self._rpc.stop()
+        await super().shutdown(sockets)
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -129,6 +157,36 @@ class _Server(uvicorn.Server):
 
 def _head_length(url: bytes, headers: list[tuple[bytes, bytes]]) -> int:
     return len(url) + sum(len(name) + len(value) for name, value in headers)
+
+
+class _Corked:
+    """A transport that sends what is written in one turn of the loop at once.
+
+    An answer's head and body are written one after the other: joined they are one system call and one wake-up.
+    """
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        self._transport, self._loop = transport, loop
+        self._held: list[bytes] = []
+
+    def write(self, data: bytes) -> None:
+        """Send `data` before the loop waits again."""
+        if not self._held:
+            self._loop.call_soon(self._send)
+        self._held.append(data)
+
+    def close(self) -> None:
+        """Send what is held, then close."""
+        self._send()
+        self._transport.close()
+
+    def _send(self) -> None:
+        if self._held:
+            self._transport.write(b"".join(self._held))
+            self._held.clear()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
 
 
 class Protocol(HttpToolsProtocol):
@@ -157,7 +215,7 @@ class Protocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Refuse one connection too many; the others have until the timer to send a request."""
-        super().connection_made(transport)
+        super().connection_made(_Corked(transport, self.loop))  # type: ignore[arg-type]
         if len(self.connections) > self.max_connections:
             self._answer(503, "too many connections", "retry-after: 1\r\n")
             return

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 Seconds = Annotated[float, Field(ge=0, le=3600)]
 Count = Annotated[int, Field(ge=1)]
 MIB = 2**20
+MAX_HEAD_BYTES = 64 * 1024  # of a request's line and headers, or of a call's metadata
 
 
 class Section(BaseModel):
@@ -66,6 +67,7 @@ class Settings(Section):
 
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
+    grpc_port: Annotated[int, Field(ge=0, le=65535)] | None = None  # no port is opened that nobody asked for
     provider: str = "auto"
     threads: Annotated[int, Field(ge=0, le=1024)] = 0
     follow_seconds: Seconds = 0.0  # look for new versions this often; 0 only when asked

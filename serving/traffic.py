@@ -78,8 +78,9 @@ class Recorder:
             if random.random() >= self._options.sample_share:  # noqa: S311 - a share, no secret
                 continue
             # A ring of names: the newest picture takes the oldest one's place.
-            slot = self._sampled % self._options.sample_limit
-            self._sampled += 1
+            with self._lock:
+                slot = self._sampled % self._options.sample_limit
+                self._sampled += 1
             try:
                 folder.mkdir(parents=True, exist_ok=True)
                 Image.fromarray(pixels).save(folder / f"{slot:06d}.png")

@@ -9,6 +9,7 @@ if __name__ == "__main__":
     runtime.start(settings)
     from graft import adaptation
 
-    adaptation.finetune(
-        settings, Path("data/prepared"), Path("data/features"), Path("models/head"), Path("models/finetuned")
-    )
+    with runtime.training(settings):
+        adaptation.finetune(
+            settings, Path("data/prepared"), Path("data/features"), Path("models/head"), Path("models/finetuned")
+        )

@@ -9,4 +9,5 @@ if __name__ == "__main__":
     runtime.start(settings)
     from graft import heads
 
-    heads.train(settings, Path("data/prepared"), Path("data/features"), Path("models/head"))
+    with runtime.training(settings):
+        heads.train(settings, Path("data/prepared"), Path("data/features"), Path("models/head"))

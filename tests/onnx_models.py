@@ -20,7 +20,11 @@ METADATA: dict[str, Any] = {
         "class_shares": [0.5, 0.25, 0.25],
         "confidence_histogram": [0, 0, 0, 0.1, 0.1, 0.1, 0.1, 0.1, 0.2, 0.3],
     },
-    "provenance": {"git": "0123456789abcdef0123456789abcdef01234567", "licence": "Apache-2.0"},
+    "provenance": {
+        "git": "0123456789abcdef0123456789abcdef01234567",
+        "date": "2026-03-05T12:00:00+00:00",
+        "licence": "Apache-2.0",
+    },
 }
 
 

@@ -57,15 +57,13 @@ function describe() {
   if (!model) return;
   document.title = `Graft: ${model.name}`;
   const accuracy = ["test_accuracy", "accuracy", "validation_accuracy"].find((name) => name in model.metrics);
-  const date = model.provenance.date || model.written;
   const facts = [
-    ["Model", model.name],
-    ["Version", model.version],
-    ["Runs on", { cpu: "CPU", cuda: "GPU (CUDA)" }[model.provider] + `, ${model.precision}`],
+    ["Model", `${model.name}, version ${model.version}`],
+    ["Runs on", `${{ cpu: "CPU", cuda: "GPU (CUDA)", tensorrt: "GPU (TensorRT)" }[model.provider]}, ${model.precision}`],
     ["Accuracy", accuracy ? `${percent(model.metrics[accuracy])} on ${accuracy === "validation_accuracy" ? "validation" : "test"} images` : "not stated in the file"],
-    [model.provenance.date ? "Trained" : "File written", new Date(date).toLocaleDateString(undefined, { dateStyle: "long" })],
+    ["Trained with", trainedWith(model.provenance)],
+    ["File written", day(model.written)],
     ["Sees", `${model.image_size[1]} × ${model.image_size[0]} pixels`],
-    ["Commit", (model.provenance.git || "unknown").slice(0, 12)],
     ["Classes", model.classes.length > 12 ? `${model.classes.length}` : model.classes.join(", ")],
   ];
   at("facts").replaceChildren(...facts.map(([name, value]) => {
@@ -73,6 +71,17 @@ function describe() {
     fact.append(element("dt", name), element("dd", value));
     return fact;
   }));
+}
+
+function day(date) {
+  return new Date(date).toLocaleDateString(undefined, { dateStyle: "long" });
+}
+
+// The file holds no clock's time, for equal inputs give equal files: its date is that of the code that trained it.
+function trainedWith({ git = "none", date = "none" }) {
+  if (git === "none") return "no commit";
+  const [commit, changes] = git.split("+");
+  return `commit ${commit.slice(0, 12)}${date === "none" ? "" : ` of ${day(date)}`}${changes ? ", with changes" : ""}`;
 }
 
 function element(tag, text, className) {
@@ -171,7 +180,7 @@ async function explain(label) {
 function words({ heat, label }) {
   let sum = 0, x = 0, y = 0;
   heat.forEach((row, i) => row.forEach((value, j) => {
-    const weight = value ** 3; // the hottest places, not the lukewarm rest
+    const weight = value ** 8; // the hottest place, not the middle between it and lukewarm ones
     sum += weight;
     x += weight * (j + 0.5) / row.length;
     y += weight * (i + 0.5) / heat.length;

@@ -7,7 +7,6 @@ import inspect
 import dvc.dvcfile
 import dvc.repo
 import dvc.stage.run
-import dvc.utils.serialize._common
 import dvc.utils.serialize._yaml
 import pytest
 
@@ -32,10 +31,12 @@ def test_dvc_counts_its_locks_depth():
     assert "repo._lock_depth" in inspect.getsource(dvc.repo.lock_repo)
 
 
-def test_dvc_writes_the_lock_file_through_dump_data():
-    assert "_modify_data(" in inspect.getsource(dvc.utils.serialize._yaml.modify_yaml)
-    assert "_dump_data(path" in inspect.getsource(dvc.utils.serialize._common._modify_data)
-    assert "modify_yaml" in inspect.getsource(dvc.dvcfile.Lockfile.dump_stages)
+def test_dvc_writes_the_lock_file_through_modify_data():
+    source = inspect.getsource(dvc.utils.serialize._yaml.modify_yaml)
+    assert "with _modify_data(path, parse_yaml_for_update, _dump, fs=fs) as d:" in source
+    source = inspect.getsource(dvc.dvcfile.Lockfile.dump_stages)
+    assert "with modify_yaml(self.path, fs=self.repo.fs) as data:" in source
+    assert 'data["stages"].update(stage_data)' in source  # an entry is replaced, never changed in place
 
 
 def test_dvc_names_the_holder_of_a_path_when_it_locks_it():

@@ -28,6 +28,7 @@ class Server:
 
     process: subprocess.Popen[str]
     url: str = ""
+    grpc: str = ""  # host and port, with --grpc-port
     log: list[str] = field(default_factory=list)
     access: list[str] = field(default_factory=list)
     announced: threading.Event = field(default_factory=threading.Event)
@@ -57,6 +58,12 @@ class Server:
         status, document, _ = self.ask("GET", path)
         assert status == 200, document
         return document
+
+    def pending(self) -> float:
+        """Requests in the queue, of all models."""
+        text = self.ask("GET", "/metrics")[1]
+        lines = [line for line in text.splitlines() if line.startswith("nv_inference_pending_request_count{")]
+        return sum(float(line.rsplit(" ", 1)[1]) for line in lines)
 
     def stop(self, number: int = signal.SIGTERM) -> int:
         """Signal it and wait for its end."""
@@ -107,6 +114,8 @@ def _read(stream: Any, lines: list[str], server: Server) -> None:
         lines.append(line.rstrip())
         if line.startswith("  page "):
             server.url = line.split()[1].rstrip("/")
+        if line.startswith("  gRPC "):
+            server.grpc = line.split()[1]
         if line.startswith("  documents "):
             server.announced.set()
     server.announced.set()
@@ -127,6 +136,12 @@ class Load:
         with self.seen:
             wanted = len(self.answers) + number
             assert self.seen.wait_for(lambda: len(self.answers) >= wanted or bool(self.failures), timeout=60)
+
+    def pending(self) -> float:
+        """Requests in the queue, of all models."""
+        text = self.ask("GET", "/metrics")[1]
+        lines = [line for line in text.splitlines() if line.startswith("nv_inference_pending_request_count{")]
+        return sum(float(line.rsplit(" ", 1)[1]) for line in lines)
 
     def stop(self) -> None:
         self._stop.set()

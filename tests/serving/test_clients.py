@@ -36,5 +36,9 @@ def test_tritonclient_over_http(client_python: Path, server: Server) -> None:
     assert len(run(client_python, "triton_http.py", server.url.removeprefix("http://"), "colours")) == 8
 
 
-def test_kserve_over_rest(client_python: Path, server: Server) -> None:
-    assert len(run(client_python, "kserve_rest.py", server.url, "colours")) == 4
+def test_tritonclient_over_grpc(client_python: Path, server: Server) -> None:
+    assert len(run(client_python, "triton_grpc.py", server.grpc, "colours")) == 9
+
+
+def test_kserve_over_rest_and_grpc(client_python: Path, server: Server) -> None:
+    assert len(run(client_python, "kserve_both.py", server.url, server.grpc, "colours")) == 7

@@ -174,7 +174,7 @@ def test_the_model_is_described(page: webdriver.Chrome) -> None:
         "98.7 % on validation images",
         "32 × 32 pixels",
         "red, green, blue",
-        "0123456789ab",
+        "commit 0123456789ab of March 5, 2026",
     ):
         assert words in facts
 

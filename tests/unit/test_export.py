@@ -114,7 +114,7 @@ def test_the_stage_writes_what_was_asked_for(exporter: Exporter) -> None:
     model = open_model(find_file(folder, "cpu"), "cpu")
     assert model.path.name == "model.fp32.onnx"
     assert model.metadata["provenance"]["lock"] == "lock"
-    assert {"git", "data_fingerprint", "parameters", "licence", "versions"} <= set(model.metadata["provenance"])
+    assert {"git", "date", "data_fingerprint", "parameters", "licence", "versions"} <= set(model.metadata["provenance"])
     assert model.metadata["input"] == {
         "name": "image", "type": "uint8", "shape": ["batch", 32, 32, 3], "channels": "RGB", "range": [0, 255],
         "resized_inside": False,

@@ -152,10 +152,10 @@ def test_a_loss_that_is_no_number_stops_with_epoch_and_rate(tmp_path: Path, tiny
         writer.append(np.full((8, 3), np.inf, np.float32))
     entry = keras.Input((3,))
     model = keras.Model(entry, keras.layers.Dense(2)(entry))
-    batches = training.Batches(ShardedArray(tmp_path, "rows"), np.arange(8) % 2, 4, 1)
-    recipe = training.Recipe("head", 2, 4, 0.5, 0.0, 0.0, 2, 1)
+    batches = training.Batches(ShardedArray(tmp_path, "rows"), np.arange(8) % 2, 2, 4, 1)
+    recipe = training.Recipe("head", 2, 0.5, "cosine", 0.0, 0.0, None)
     with pytest.raises(GraftError, match=r"head: the loss became nan in epoch 1 at a learning rate of .* lower"):
-        training.fit(model, batches, batches, recipe)
+        training.fit(model, batches, batches, recipe, training.BestEpoch(None))
 
 
 @pytest.mark.parametrize(

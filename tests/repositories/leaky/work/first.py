@@ -2,6 +2,7 @@ import json
 import logging
 import os
 import random
+import signal
 import sys
 import tempfile
 import warnings
@@ -27,3 +28,5 @@ if __name__ == "__main__":
     warnings.simplefilter("error")
     keras.config.set_floatx("float16")
     random.seed(1)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    os.umask(0o077)

@@ -2,6 +2,7 @@ import json
 import logging
 import os
 import random
+import signal
 import sys
 from pathlib import Path
 
@@ -24,6 +25,8 @@ if __name__ == "__main__":
         "seeded": [random.random() == random.Random(1).random(), float(np.random.rand()) == float(np.random.RandomState(7).rand())],
         "determinism": tf.config.experimental.list_physical_devices("TPU") != [],
         "argv": sys.argv[1:],
+        "ignores SIGTERM": signal.getsignal(signal.SIGTERM) is signal.SIG_IGN,
+        "umask": os.umask(0),
         "resident over 1.2 GB": resident > 1.2e9,
     }
     from tensorflow.python.framework import config

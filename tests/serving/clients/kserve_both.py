@@ -1,24 +1,25 @@
-"""The unmodified `kserve` REST client against a running server; `python kserve_rest.py URL MODEL`."""
+"""The unmodified `kserve` clients against a running server; `python kserve_both.py URL GRPC_HOST:PORT MODEL`."""
 
 import asyncio
 import sys
 
+import grpc
 import httpx
 import numpy as np
-from kserve import InferenceRESTClient, InferInput, InferRequest, RESTConfig
+from kserve import InferenceGRPCClient, InferenceRESTClient, InferInput, InferRequest, RESTConfig
 from kserve.protocol.infer_type import RequestedOutput
 
-url, MODEL = sys.argv[1:3]
+url, address, MODEL = sys.argv[1:4]
 IMAGES = np.stack([np.full((32, 32, 3), colour, np.uint8) for colour in ((250, 0, 0), (0, 0, 250))])
 
 
-def request(binary, outputs=None):
+def request(binary, outputs=None, model=MODEL):
     tensor = InferInput("image", list(IMAGES.shape), "UINT8")
     tensor.set_data_from_numpy(IMAGES, binary_data=binary)
-    return InferRequest(MODEL, [tensor], "eight", request_outputs=outputs)
+    return InferRequest(model, [tensor], "eight", request_outputs=outputs)
 
 
-async def main():
+async def over_rest():
     client = InferenceRESTClient(RESTConfig(protocol="v2", retries=0))
     assert await client.is_server_live(url) is True
     assert await client.is_server_ready(url) is True
@@ -49,4 +50,28 @@ async def main():
     await client.close()
 
 
-asyncio.run(main())
+async def over_grpc():
+    async with InferenceGRPCClient(address, retries=0) as client:
+        assert await client.is_server_live() is True
+        assert await client.is_server_ready() is True
+        assert await client.is_model_ready(MODEL) is True
+        print("gRPC: health")
+        answers = []
+        for binary in (True, False):
+            response = await client.infer(request(binary))
+            assert (response.model_name, response.id) == (MODEL, "eight")
+            answers.append(response.outputs[0].as_numpy())
+        assert answers[0].argmax(1).tolist() == [0, 2]
+        assert np.allclose(answers[0], answers[1])
+        print("gRPC: infer, raw and typed")
+        try:
+            await client.infer(request(True, model="nothing"))
+        except grpc.RpcError as error:
+            assert error.code() is grpc.StatusCode.NOT_FOUND and "no model nothing" in error.details()
+        else:
+            raise AssertionError("an unknown model was asked")
+        print("gRPC: errors")
+
+
+asyncio.run(over_rest())
+asyncio.run(over_grpc())
