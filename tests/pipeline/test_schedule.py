@@ -82,6 +82,7 @@ def scheduled(project: Repository, server: str, api: Api, tmp_path: Path) -> Sch
     return Scheduled(made, api, tmp_path / "schedule.log")
 
 
+@pytest.mark.campaign
 def test_an_interval_fires_waits_its_turn_and_missed_runs_are_caught_up_once(scheduled: Scheduled) -> None:
     with scheduled.serve("--interval", "3"):
         with scheduled.at_work():
