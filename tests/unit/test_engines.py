@@ -15,7 +15,10 @@ import pytest
 from graft import backbones, engines, features, mnn, params, runtime
 from graft.errors import InputError
 
-needs_mnn = pytest.mark.skipif(not mnn.installed(), reason="MNN is not installed (pip install 'graft[mnn]')")
+needs_mnn = pytest.mark.skipif(
+    not mnn.installed(),
+    reason="SKIPPED ALOUD: no MNN here (pip install 'graft[mnn]'), its features were not tested",
+)
 
 # Enough pictures for the batches at which a graph that begins with a transpose wrote beyond its memory.
 PICTURES = np.random.default_rng(3).integers(0, 256, (64, 32, 32, 3), dtype=np.uint8)
