@@ -20,9 +20,9 @@ from typing import Any
 SIZES = (32, 64, 224)
 BATCHES = (1, 8, 32)
 ENGINES = ("graft fp32", "graft int8", "openvino", "torch", "keras")
-# Rounds until an engine has worked this long at one size and batch, between the least and the most.
-SECONDS = 3.0
-LEAST, MOST = 3, 40
+ROUNDS = 5
+SLOW_ROUNDS = 3  # where a batch takes seconds
+SLOW_SECONDS = 1.0
 BOUND = 0.95
 INT8_BOUND = 1.8
 
@@ -46,7 +46,7 @@ class Engine:
         self.missing = self._read().get("missing", "")
 
     def seconds(self, size: int, batch: int) -> float:
-        """How long one batch took."""
+        """How long a batch took, the median of a third of a second of them."""
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps([size, batch]) + "\n")
         self._process.stdin.flush()
@@ -61,15 +61,16 @@ class Engine:
     def _read(self) -> dict[str, Any]:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
+        while line and not line.startswith("{"):  # MNN talks of the processor when it is loaded
+            line = self._process.stdout.readline()
         return dict(json.loads(line)) if line else {"missing": f"ended with status {self._process.wait()}"}
 
 
 def measure(engines: list[Engine], size: int, batch: int) -> dict[str, list[float]]:
     """Images a second in each round, by engine."""
     rounds: dict[str, list[float]] = {engine.name: [] for engine in engines}
-    for engine in engines:
-        engine.seconds(size, batch)  # warm-up: memory, kernels, graphs
-    while any(len(times) < LEAST or (sum(times) < SECONDS and len(times) < MOST) for times in rounds.values()):
+    slowest = max(engine.seconds(size, batch) for engine in engines)  # warm-up: memory, kernels, graphs
+    for _ in range(SLOW_ROUNDS if slowest > SLOW_SECONDS else ROUNDS):
         for engine in engines:
             rounds[engine.name].append(engine.seconds(size, batch))
     return {name: [batch / seconds for seconds in times] for name, times in rounds.items()}

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import os
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
+import onnxruntime
 import pytest
 from onnx_models import colour_model
 
@@ -28,6 +32,31 @@ def test_a_model_says_what_it_is_and_predicts(model_path: Path) -> None:
     assert model.metadata["metrics"] == {"validation_accuracy": 0.987}
     assert probabilities.argmax(axis=1).tolist() == [0, 2]
     assert probabilities.sum(axis=1) == pytest.approx(1)
+
+
+def test_a_run_on_all_cores_gives_every_thread_a_core_of_its_own(model_path: Path) -> None:
+    cores = os.sched_getaffinity(0)
+    if len(cores) == 1:
+        pytest.skip("SKIPPED ALOUD: there is one core here, and so nothing to share out")
+    before = {int(entry.name) for entry in Path("/proc/self/task").iterdir()}
+    model = open_model(model_path, "cpu")
+    started = {int(entry.name) for entry in Path("/proc/self/task").iterdir()} - before
+    places = [os.sched_getaffinity(thread) for thread in started]
+    seen = []
+
+    class Watched:
+        def run(self, *given: Any) -> Any:
+            seen.append(os.sched_getaffinity(0))
+            return model.session.run(*given)
+
+        def get_inputs(self) -> Any:
+            return model.session.get_inputs()
+
+    watched = dataclasses.replace(model, session=cast(onnxruntime.InferenceSession, Watched()))
+    watched.predict(np.zeros((1, 32, 32, 3), np.uint8))
+    assert sorted(core for place in [*places, *seen] for core in place) == sorted(cores)
+    assert os.sched_getaffinity(0) == cores, "the caller's thread is as free as before"
+    assert open_model(model_path, "cpu", threads=1).core is None
 
 
 def test_auto_names_the_provider_in_use(model_path: Path) -> None:
