@@ -1,6 +1,6 @@
 """The stages from pictures to the fine-tuned network on real CIFAR-10 pictures, a process for each run.
 
-What `accuracy`, `learning_curve` and `growth` have in common. `python -m benchmarks.cifar10 FOLDER KEY=VALUE …` keeps
+What `learning_curve` and `growth` have in common. `python -m benchmarks.cifar10 FOLDER KEY=VALUE …` keeps
 what each stage makes in FOLDER and prints one line of JSON (`Run`). The pictures and the weights of VGG16's blocks 1 to
 3 are looked for in `shared/` beside the checkout.
 """

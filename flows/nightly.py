@@ -10,7 +10,7 @@ import datetime
 import hashlib
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from flows import local, promotion
 from flows.look import look
@@ -73,7 +73,7 @@ def serve(root: Path, *, cron: str | None, interval: float | None, timezone: str
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(_HERE), os.environ.get("PYTHONPATH")]))
     strategy = ConcurrencyLimitStrategy.ENQUEUE if queue else ConcurrencyLimitStrategy.CANCEL_NEW
     name = deployment_name(root)
-    _catch_up(name)
+    _catch_up(Store(root), name)
     retrain.serve(
         name=name,
         schedule=schedule,
@@ -105,20 +105,34 @@ def _schedule(cron: str | None, interval: float | None, timezone: str) -> Schedu
     return Cron(cron, timezone=timezone)
 
 
-def _catch_up(deployment: str) -> None:
-    """Where runs were due while nobody served them, make one to do the work of all; serving removes those."""
+def _catch_up(store: Store, deployment: str) -> None:
+    """Where runs were due while nobody served them, make one to do the work of all.
+
+    A run that was begun when the schedule was stopped holds the one place there is for minutes after, and all others
+    would wait for it or be cancelled. So it is ended first, unless a retraining really is at work here.
+    """
     from prefect.client.orchestration import get_client
     from prefect.client.schemas import filters
     from prefect.client.schemas.objects import StateType
+    from prefect.states import Completed, Crashed
 
-    due = filters.FlowRunFilter(
-        state=filters.FlowRunFilterState(type=filters.FlowRunFilterStateType(any_=[StateType.SCHEDULED])),
-        expected_start_time=filters.FlowRunFilterExpectedStartTime.model_validate(
-            {"before_": datetime.datetime.now(datetime.UTC)}
-        ),
-    )
     named = filters.DeploymentFilter(name=filters.DeploymentFilterName(any_=[deployment]))
+
+    def those(*states: StateType, **more: Any) -> Any:
+        kinds = filters.FlowRunFilterState(type=filters.FlowRunFilterStateType(any_=list(states)))
+        return client.read_flow_runs(
+            flow_run_filter=filters.FlowRunFilter(state=kinds, **more), deployment_filter=named
+        )
+
+    before = filters.FlowRunFilterExpectedStartTime.model_validate({"before_": datetime.datetime.now(datetime.UTC)})
     with get_client(sync_client=True) as client:
-        runs = client.read_flow_runs(flow_run_filter=due, deployment_filter=named)
-        if runs and runs[0].deployment_id and all(run.auto_scheduled for run in runs):
-            client.create_flow_run_from_deployment(runs[0].deployment_id)
+        begun = [] if store.at_work() else those(StateType.PENDING, StateType.RUNNING, StateType.CANCELLING)
+        for run in begun:
+            client.set_flow_run_state(run.id, Crashed(message="the schedule was stopped while this run was under way"))
+        due = those(StateType.SCHEDULED, expected_start_time=before)
+        missed = [run for run in due if run.auto_scheduled]
+        for run in missed:
+            message = "missed while nothing served the schedule; one run catches up"
+            client.set_flow_run_state(run.id, Completed(name="Superseded", message=message))
+        if (found := [*begun, *missed]) and len(missed) == len(due):  # else a person's own run does the work
+            client.create_flow_run_from_deployment(found[0].deployment_id)

@@ -64,6 +64,14 @@ class Store:
         with run_lock(state_folder(self.root) / name, wait=True, waiting=waiting):
             yield
 
+    def at_work(self) -> bool:
+        """Whether a retraining of this folder is under way."""
+        try:
+            with run_lock(state_folder(self.root) / "retrain", wait=False, waiting=print):
+                return False
+        except GraftError:
+            return True
+
     def read(self) -> Registry:
         """The registry as the tags of this clone tell it."""
         form = _FIELD.join(("%(refname:strip=2)", "%(*objectname)", "%(creatordate:iso-strict)", "%(contents)"))

@@ -102,10 +102,11 @@ def _dates(times: Sequence[float], place: Any) -> list[str]:
     for step in range(count):
         time = times[0] + (times[-1] - times[0]) * (step / (count - 1) if count > 1 else 0)
         date = datetime.datetime.fromtimestamp(time, datetime.UTC)
-        within_a_day = times[-1] - times[0] < 2 * 86_400
+        span = times[-1] - times[0]
+        style = "%H:%M:%S" if span < 3_600 else "%H:%M" if span < 2 * 86_400 else "%Y-%m-%d"
         x, _ = place(time, 0)
         anchor = "end" if step == count - 1 and count > 1 else "start" if step == 0 and count > 1 else "middle"
-        lines.append(_text(x, HEIGHT - 12, date.strftime("%H:%M" if within_a_day else "%Y-%m-%d"), anchor))
+        lines.append(_text(x, HEIGHT - 12, date.strftime(style), anchor))
     return lines
 
 

@@ -15,6 +15,8 @@ from tiny_run import run_stages
 from graft import adaptation, backbones, features, heads, params, runtime, training, weights
 from graft.datasets import preparation
 from graft.errors import GraftError, InputError
+from graft.export import stage
+from graft.inference import find_file, open_model
 from graft.shards import ShardedArray
 
 
@@ -115,14 +117,15 @@ def test_views_follow_the_originals_view_by_view(tiny: params.Params, prepared: 
     assert not (rows[count : 2 * count] == rows[2 * count :]).all()
 
 
-def test_several_layers_are_pooled_joined_tuned_and_restored(
+def test_several_layers_are_pooled_joined_tuned_restored_and_exported(
     tiny: params.Params, prepared: Path, tmp_path: Path
 ) -> None:
     several = changed(
         tiny,
         backbone={"layer": ["block2_pool", "block3_pool"]},
-        features={"pooling": "avg", "dtype": "float32"},
+        features={"pooling": "avg", "dtype": "float32", "batch_size": 256},  # more than there are pictures
         finetune={"unfreeze_from": "block2_conv1"},
+        export={"precisions": ["fp32"], "outputs": ["probabilities", "features"]},
     )
     run_stages(several, prepared, tmp_path)
     rows = ShardedArray(tmp_path / "features", "test.features").read()
@@ -133,7 +136,12 @@ def test_several_layers_are_pooled_joined_tuned_and_restored(
     first = keras.Model(alone.image, features.pooled(alone.cut, "avg")).predict_on_batch(images.read())
     assert np.allclose(rows[:, :16], first, rtol=1e-4, atol=1e-4 * np.abs(first).max())
     trunk, head = adaptation.restore(several, tmp_path / "finetuned")
-    assert keras.Model(trunk.image, head(trunk.cut)).output_shape == (None, 2)
+    whole = keras.Model(trunk.image, head(trunk.cut))
+    expected = keras.activations.softmax(whole.predict_on_batch(images.read()))
+    stage.export(several, prepared, tmp_path / "finetuned", tmp_path / "onnx", "lock")
+    exported = open_model(find_file(tmp_path / "onnx", "cpu"), "cpu")
+    assert (exported.predict(images.read()).argmax(1) == np.asarray(expected).argmax(1)).all()
+    assert [output.shape for output in exported.session.get_outputs()] == [["batch", 2], ["batch", 48]]
 
 
 def test_fine_tuning_that_makes_it_worse_is_not_kept(
