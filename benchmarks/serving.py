@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import statistics
 import subprocess
 import sys
@@ -355,6 +356,19 @@ def started(
             except subprocess.TimeoutExpired:
                 os.killpg(process.pid, 9)
                 process.wait()
+            free_port(process.pid)
+
+
+def free_port(group: int) -> None:
+    """Wait until nothing listens on PORT: a peer's workers may outlive the process that started them."""
+    until = time.monotonic() + 10
+    while True:
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", PORT)):
+                return
+        if time.monotonic() > until:
+            os.killpg(group, 9)
+        time.sleep(0.1)
 
 
 def answers(process: subprocess.Popen[bytes]) -> bool:
