@@ -9,6 +9,8 @@ from __future__ import annotations
 import statistics
 import tempfile
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 from benchmarks import cifar10
@@ -17,6 +19,7 @@ from graft.report.charts import Axis, Series
 
 COUNTS = (10, 50, 100, 500)
 SEEDS = (7, 1, 2)  # of validation pictures, initial weights, views and order
+TOGETHER = 2  # runs at a time: only their accuracy is of interest
 PICTURE = Path("docs/images/learning-curve.svg")
 NAMES = {
     (True, "tuned"): ("ImageNet weights, fine-tuned", "a"),
@@ -37,7 +40,8 @@ def main(counts: Sequence[int] = COUNTS, seeds: Sequence[int] = SEEDS) -> None:
     print("| pictures a class | " + " | ".join(name for name, _ in NAMES.values()) + " |\n|---|---|---|---|---|")
     for count in counts:
         for real in (True, False):
-            runs = [measure(count, real, seed) for seed in seeds]
+            with ThreadPoolExecutor(TOGETHER) as pool:
+                runs = list(pool.map(partial(measure, count, real), seeds))
             found[real, "frozen"].append([run.frozen for run in runs])
             found[real, "tuned"].append([run.tuned or 0.0 for run in runs])
         print(f"| {count} | " + " | ".join(spread(found[key][-1]) for key in NAMES) + " |", flush=True)

@@ -20,6 +20,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from flows.link import spawned
+from graft.errors import GraftError
 
 
 def main(arguments: list[str]) -> int:
@@ -103,7 +104,10 @@ def _await(url: str, server: subprocess.Popen[bytes]) -> None:
             if reply.status == 200:
                 return
         time.sleep(0.05)
-    raise RuntimeError("the temporary Prefect server did not start; set PREFECT_API_URL to a running one")
+    raise GraftError(
+        "no Prefect server came up for this run; see that its home (PREFECT_HOME, else ~/.prefect) can be written, or "
+        "start one with `graft up`"
+    )
 
 
 if __name__ == "__main__":

@@ -42,3 +42,11 @@ def _server_of(process: psutil.Process, root: object) -> bool:
         return process.cwd() == str(root) and "uvicorn" in process.cmdline()
     except psutil.Error:
         return False
+
+
+def test_a_temporary_server_that_cannot_start_is_one_sentence(project):
+    project.environment.pop("PREFECT_API_URL", None)
+    project.environment["PREFECT_HOME"] = "/dev/null/prefect"
+    out = project.graft("retrain", "--force", code=1)
+    assert "graft: no Prefect server came up for this run" in out
+    assert "Traceback" not in out
