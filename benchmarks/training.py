@@ -34,7 +34,8 @@ BOUND = 3.0
 EPOCHS = 10
 HEAD_BOUND, TUNING_BOUND = 10.0, 3.0
 SHARED = Path(__file__).parents[2] / "shared"
-PICTURES = {"train": 200, "test": 100}  # a class
+PICTURES = {"train": 500, "test": 100}  # a class
+TUNING_PICTURES = 200  # of them for fine-tuning, whose plain recipe is slow
 
 Array = np.ndarray[Any, Any]
 
@@ -304,8 +305,9 @@ def fine_tuning(pictures: Path, scratch: Path) -> None:
     for name, (weights, block) in cases.items():
         settings = prepare(
             pictures,
-            scratch / "prepared",
+            scratch / "few",
             weights,
+            f"data.limit_per_class={TUNING_PICTURES}",
             f"backbone.layer={block}_pool",
             f"finetune.unfreeze_from={block}_conv1",
             f"finetune.epochs={TUNING_EPOCHS}",
@@ -324,7 +326,7 @@ def tune(settings: params.Params, scratch: Path, block: str) -> tuple[list[float
 
     from graft import features, heads
 
-    prepared, stored, folder = scratch / "prepared", scratch / f"{block}-features", scratch / f"{block}-head"
+    prepared, stored, folder = scratch / "few", scratch / f"{block}-features", scratch / f"{block}-head"
     features.extract(settings, prepared, stored)
     heads.train(settings, prepared, stored, folder)
     trunk = features.load_trunk(settings)
