@@ -98,6 +98,7 @@ def evaluate(study: Study, predict: Predict, params: Params) -> Findings:
         "gallery": _gallery(study, judged, predict, album, knobs.gallery),
         "robustness": _robustness(study, judged, predict, params),
         "precisions": _precisions(study),
+        "left_out": study.left_out,
         "label_errors": _label_errors(study, judged, calibration, album, params),
         "near_duplicates": _near_duplicates(study, album, params),
         "map": _map(study, judged, album, params),
@@ -256,6 +257,7 @@ def _precisions(study: Study) -> list[dict[str, Any]]:
             "images": facts["test_images"],
             **asdict(metrics.wilson(round(facts["accuracy"] * facts["test_images"]), facts["test_images"])),
             "agreement": facts["test_agreement"],
+            "difference": f"{facts['max_difference']:.1g}",  # as words: numbers are rounded to six places
             "bytes": facts["bytes"],
         }
         for name, facts in study.exported.items()

@@ -60,9 +60,15 @@ class Study:
 
     @cached_property
     def exported(self) -> dict[str, dict[str, Any]]:
-        """The shipped precisions of `export.json`: file, bytes, accuracy and agreement on the test pictures."""
+        """The shipped precisions of `export.json`: file, bytes, accuracy, agreement, difference from Keras."""
         found: dict[str, dict[str, Any]] = self._json("models/onnx/export.json", "export")["precisions"]
         return {name: facts for name, facts in found.items() if facts.get("shipped", True)}
+
+    @property
+    def left_out(self) -> dict[str, str]:
+        """Precisions that were made and not shipped, and why."""
+        found: dict[str, dict[str, Any]] = self._json("models/onnx/export.json", "export")["precisions"]
+        return {name: facts["reason"] for name, facts in found.items() if not facts.get("shipped", True)}
 
     @property
     def temperature(self) -> float | None:
