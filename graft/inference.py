@@ -251,10 +251,11 @@ def _core(threads: int) -> int | None:
 
 @contextmanager
 def _on_core(core: int | None) -> Iterator[None]:
-    if core is None:
+    """The calling thread on `core` meanwhile, where it may still go there: a container's cores can be taken away."""
+    before = os.sched_getaffinity(0)
+    if core not in before:
         yield
         return
-    before = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {core})
     try:
         yield

@@ -57,6 +57,11 @@ def test_a_run_on_all_cores_gives_every_thread_a_core_of_its_own(model_path: Pat
     assert sorted(core for place in [*places, *seen] for core in place) == sorted(cores)
     assert os.sched_getaffinity(0) == cores, "the caller's thread is as free as before"
     assert open_model(model_path, "cpu", threads=1).core is None
+    os.sched_setaffinity(0, cores - {min(cores)})
+    try:
+        assert len(model.predict(np.zeros((1, 32, 32, 3), np.uint8))) == 1, "the caller may not go to its core any more"
+    finally:
+        os.sched_setaffinity(0, cores)
 
 
 def test_auto_names_the_provider_in_use(model_path: Path) -> None:
