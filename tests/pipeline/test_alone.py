@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import psutil
 import pytest
+from conftest import Repository
 
 
 @pytest.fixture
@@ -45,8 +46,8 @@ def _server_of(process: psutil.Process, root: object) -> bool:
 
 
 def test_a_temporary_server_that_cannot_start_is_one_sentence(project):
-    project.environment.pop("PREFECT_API_URL", None)
-    project.environment["PREFECT_HOME"] = "/dev/null/prefect"
-    out = project.graft("retrain", "--force", code=1)
+    environment = {key: value for key, value in project.environment.items() if key != "PREFECT_API_URL"}
+    homeless = Repository(project.root, {**environment, "PREFECT_HOME": "/dev/null/prefect"})
+    out = homeless.graft("retrain", "--force", code=1)
     assert "graft: no Prefect server came up for this run" in out
     assert "Traceback" not in out
