@@ -35,6 +35,7 @@ def log_axis(label: str, values: Sequence[float]) -> LogAxis:
 def draw(path: Path, title: str, x: Axis, y: Axis, lines: Sequence[Series]) -> None:
     """Write the chart with a key below it; a line's kind is one of LINES."""
     chart = line_chart(course(title, y, lines), Frame(x, y, WIDTH, HEIGHT), lines)
+    sized = str(chart).replace("<svg ", f'<svg width="{WIDTH}" height="{HEIGHT}" ', 1)
     height = HEIGHT + 8 + KEY_LINE * len(lines)
     style = "".join(
         f".line.{kind},.key.{kind}{{stroke:{colour};stroke-dasharray:{dashes or 'none'}}}"
@@ -52,6 +53,6 @@ def draw(path: Path, title: str, x: Axis, y: Axis, lines: Sequence[Series]) -> N
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{height}" viewBox="0 0 {WIDTH} {height}" '
         'font-family="sans-serif" font-size="12" fill="#57606a">\n<style>.line,.key{fill:none;stroke-width:2}'
         f".grid{{stroke:#8c959f;opacity:.35}}{style}</style>\n"
-        f'<rect width="100%" height="100%" fill="white"/>\n{chart}{key}\n</svg>\n',
+        f'<rect width="100%" height="100%" fill="white"/>\n{sized}{key}\n</svg>\n',
         encoding="utf-8",
     )
