@@ -29,7 +29,7 @@ from graft.progress import Meter
 
 Array = npt.NDArray[Any]
 
-FORMAT = 2  # of the record: another number is another layout
+FORMAT = 3
 ROC_POINTS = 101  # of each curve on the page: one a percent
 CELL_PICTURES = 8  # of each kind of mistake
 HIT_PICTURES = 4  # of each class's hits
