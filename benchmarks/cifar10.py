@@ -102,7 +102,7 @@ def _frozen(settings: Any, prepared: Path, stored: Path, folder: Path) -> float:
     from graft.datasets import preparation
     from graft.shards import ShardedArray
 
-    head, _ = heads.load(folder, settings.head)
+    head = heads.restore(heads.load(folder), settings.head)
     rows = ShardedArray(stored, "test.features")
     found = [head.predict_on_batch(np.asarray(block, np.float32)).argmax(1) for _, block in rows.blocks()]
     return float(np.mean(np.concatenate(found) == preparation.load_split(prepared, "test")[1].read()))

@@ -225,7 +225,7 @@ def head_training(pictures: Path, scratch: Path) -> None:
     )
     extraction = seconds(lambda: features.extract(settings, prepared, stored))
     ours = [seconds(lambda: heads.train(settings, prepared, stored, folder)) for _ in range(5)]
-    head, _ = heads.load(folder, settings.head)
+    head = heads.restore(heads.load(folder), settings.head)
     rows = features.ShardedArray(stored, "test.features").read().astype(np.float32)
     _, expected = split(prepared, "test")
     accuracy = float((head.predict_on_batch(rows).argmax(1) == expected).mean())
@@ -330,7 +330,7 @@ def tune(settings: params.Params, scratch: Path, block: str) -> tuple[list[float
     features.extract(settings, prepared, stored)
     heads.train(settings, prepared, stored, folder)
     trunk = features.load_trunk(settings)
-    head, _ = heads.load(folder, settings.head)
+    head = heads.restore(heads.load(folder), settings.head)
     whole = keras.Model(trunk.image, head(features.pooled(trunk.cut, settings.features.pooling)))
     for layer in whole.layers:
         layer.trainable = layer.name.startswith(block) or layer is head

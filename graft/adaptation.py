@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 from safetensors.numpy import load_file, save_file
 
-from graft import features, heads, params, training, winograd
+from graft import features, heads, normalisation, params, training, winograd
 from graft.shards import ShardedArray
 
 WEIGHTS = "network.safetensors"
@@ -29,33 +29,34 @@ DESCRIPTION = "network.json"
 # How the backbones name their blocks: block3_conv1, conv4_block1_1_conv, block_13_expand, block6a_expand_conv.
 BLOCK = re.compile(r"(block_?|conv)\d+")
 
+# Training junctions that batch normalisation takes its first statistics from.
+SAMPLE = 1024
+
 Array = npt.NDArray[Any]
 
 
 def finetune(settings: params.Params, prepared: Path, stored: Path, head_folder: Path, folder: Path) -> dict[str, Any]:
     """Train suffix and head from the junction and write the better network into `folder`."""
     trunk = features.load_trunk(settings)
-    head, arrays = heads.load(head_folder, settings.head)
+    arrays = heads.load(head_folder)
     frozen = _frozen(head_folder)
     description: dict[str, Any] = {"kept": "frozen head", "frozen_head": frozen, "engine": features.engine_of(stored)}
     history: list[training.Epoch] = []
     suffix_weights: dict[str, Array] = {}
     if trunk.junction is not None:
         suffix = trunk.suffix()
-        model = assemble(winograd.trainable(suffix), head, settings)
-        before = [weight.copy() for weight in model.get_weights()]
-        history, tuned = _train(model, blocks(suffix), settings, prepared, stored)
+        before = suffix.get_weights()
+        history, tuned, tuned_arrays = _tune(suffix, arrays, settings, prepared, stored)
         description["finetuned"] = tuned
         if _better(tuned, frozen):
-            description["kept"] = "fine-tuned"
+            description["kept"], arrays = "fine-tuned", tuned_arrays
         else:
-            model.set_weights(before)
+            suffix.set_weights(before)
         suffix_weights = {
             f"suffix/{layer.name}/{i}": np.asarray(weight)
             for layer in suffix.layers
             for i, weight in enumerate(layer.get_weights())
         }
-        arrays = heads.arrays(head, arrays["mean"], arrays["std"])
     description["validation_accuracy"] = max(frozen, description.get("finetuned", frozen), key=_rank)["accuracy"]
     folder.mkdir(parents=True, exist_ok=True)
     save_file(suffix_weights | arrays, folder / WEIGHTS)
@@ -65,27 +66,9 @@ def finetune(settings: params.Params, prepared: Path, stored: Path, head_folder:
 
 
 def assemble(suffix: keras.Model, head: keras.Model, settings: params.Params) -> keras.Model:
-    """Junction to logits; batch normalisation and dropout of the backbone stay in inference mode."""
+    """Junction to logits."""
     junction = keras.Input(suffix.input.shape[1:], name="junction")
-    vector = features.pooled(Inference(suffix)(junction), settings.features.pooling)
-    return keras.Model(junction, head(vector), name="network")
-
-
-class Inference(keras.layers.Layer):
-    """`model` as it answers after training. `model(x, training=False)` alone does not last: `fit` overrules it."""
-
-    def __init__(self, model: keras.Model) -> None:
-        super().__init__(name=model.name)
-        self.model = model
-        self.built = True
-
-    def call(self, inputs: Any) -> Any:
-        """What the model gives."""
-        return self.model(inputs, training=False)
-
-    def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> Any:
-        """As the model's."""
-        return self.model.compute_output_shape(input_shape)
+    return keras.Model(junction, head(features.pooled(suffix(junction), settings.features.pooling)), name="network")
 
 
 def restore(settings: params.Params, folder: Path) -> tuple[features.Trunk, keras.Model]:
@@ -118,18 +101,42 @@ def blocks(suffix: keras.Model) -> list[list[keras.layers.Layer]]:
     return grouped
 
 
+def _tune(
+    suffix: keras.Model, arrays: heads.Arrays, settings: params.Params, prepared: Path, stored: Path
+) -> tuple[list[training.Epoch], training.Epoch, heads.Arrays]:
+    """Train `suffix` and the head of `arrays`: a row an epoch, the result on the validation pictures, the new head.
+
+    Both are trained with batch normalisation, which is folded away before the result is measured.
+    """
+    rows = ShardedArray(stored, "train.junction")
+    bare = normalisation.inserted(suffix)
+    head = heads.restore(arrays, settings.head, normalised=True)
+    size = settings.finetune.batch_size
+    entry = keras.Model(bare.input, features.pooled(bare.output, settings.features.pooling))
+    normalisation.settle(head, normalisation.settle(entry, _sample(rows, settings.seed), size), size)
+    model = assemble(winograd.trainable(bare), head, settings)
+    train = heads.training_batches(settings, prepared, rows, size, settings.finetune.mixup)
+    validation = heads.validation_batches(prepared, ShardedArray(stored, "validation.junction"))
+    history = _train(model, blocks(bare), settings, train, validation)
+    normalisation.fold(bare, suffix)
+    tuned = heads.folded(head, arrays["mean"], arrays["std"])
+    network = assemble(winograd.trainable(suffix), heads.restore(tuned, settings.head), settings)
+    return history, training.evaluate(network, validation), tuned
+
+
+def _sample(rows: ShardedArray, seed: int) -> Array:
+    chosen = np.random.default_rng(seed).permutation(len(rows))[:SAMPLE]
+    return rows.take(np.sort(chosen)).astype(np.float32)
+
+
 def _train(
     model: keras.Model,
     suffix: list[list[keras.layers.Layer]],
     settings: params.Params,
-    prepared: Path,
-    stored: Path,
-) -> tuple[list[training.Epoch], training.Epoch]:
+    train: training.Batches,
+    validation: training.Batches,
+) -> list[training.Epoch]:
     tuning = settings.finetune
-    train = heads.training_batches(
-        settings, prepared, ShardedArray(stored, "train.junction"), tuning.batch_size, tuning.mixup
-    )
-    validation = heads.validation_batches(prepared, ShardedArray(stored, "validation.junction"))
     shares = {
         weight.path: tuning.block_decay**distance
         for distance, block in enumerate(reversed(suffix), 1)
@@ -145,7 +152,7 @@ def _train(
                 layer.trainable = number >= len(suffix) - opened
         part = dataclasses.replace(recipe, epochs=epochs)
         history += training.fit(model, train, validation, part, best, len(history), shares)
-    return history, training.evaluate(model, validation)
+    return history
 
 
 def _parts(count: int, tuning: params.Finetune) -> Iterator[tuple[int, int]]:

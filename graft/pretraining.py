@@ -18,7 +18,7 @@ import numpy.typing as npt
 from keras import layers
 from safetensors.numpy import save_file
 
-from graft import backbones, folding, progress
+from graft import backbones, normalisation, progress
 from graft.datasets import preparation
 from graft.errors import GraftError
 from graft.shards import ShardedArray
@@ -132,7 +132,7 @@ def fold(model: keras.Model) -> dict[str, Array]:
     weights = {}
     for layer in model.layers:
         if isinstance(layer, layers.Conv2D):
-            kernel, bias = folding.folded(layer, model.get_layer(f"{layer.name}_norm"))
+            kernel, bias = normalisation.folded(layer, model.get_layer(f"{layer.name}_norm"))
             weights[f"{layer.name}/kernel"] = np.ascontiguousarray(kernel, np.float16)
             weights[f"{layer.name}/bias"] = bias.astype(np.float16)
     return weights

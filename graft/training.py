@@ -99,7 +99,9 @@ class Batches(keras.utils.PyDataset):
 
 def _blend(one: Array, other: Array, share: Array) -> Array:
     share = share.reshape(-1, *[1] * (one.ndim - 1))
-    blended: Array = share * one + (1 - share) * other
+    blended: Array = one - other
+    blended *= share
+    blended += other
     return blended
 
 

@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import pytest
 
-from graft import adaptation, augmentation, features, heads, params, runtime, training
+from graft import adaptation, augmentation, features, heads, normalisation, params, runtime, training
 from graft.shards import ShardedArray, ShardWriter
 
 RECIPE = training.Recipe("head", 2, 0.05, "cosine", 0.0, 0.0, None)
@@ -140,7 +140,7 @@ def test_blocks_are_opened_from_behind(
     fit = training.fit
 
     def watched(model: keras.Model, *args: object) -> list[training.Epoch]:
-        suffix = model.get_layer("suffix").model
+        suffix = model.get_layer("suffix")
         before = {layer.name: layer.get_weights() for layer in suffix.layers}
         rows = fit(model, *args)  # type: ignore[arg-type]
         after = {layer.name: layer.get_weights() for layer in suffix.layers}
@@ -151,8 +151,10 @@ def test_blocks_are_opened_from_behind(
     # So that the last epoch is kept, whatever it is worth: the first block must be seen to move.
     monkeypatch.setattr(training.BestEpoch, "on_train_end", lambda self, logs=None: None)
     adaptation.finetune(gradual, prepared, tmp_path / "features", tmp_path / "head", tmp_path / "finetuned")
-    second = {"block2_conv1", "block2_conv2"}
-    assert moved == [second, second | {"block1_conv1", "block1_conv2"}]
+    first, second = (
+        {f"{block}_conv{i}{part}" for i in (1, 2) for part in ("", "_norm")} for block in ("block1", "block2")
+    )
+    assert moved == [second, second | first]
     epochs = [row["epoch"] for row in json.loads((tmp_path / "finetuned/history.json").read_text())["epochs"]]
     assert epochs == [1, 2, 3]
 
@@ -167,7 +169,7 @@ def test_batch_normalisation_keeps_its_statistics_while_fine_tuning(tiny: params
     suffix = features.load_trunk(mobile).suffix()
     size = int(np.prod(suffix.output.shape[1:]))
     head = heads.build(size, 2, mobile.head, np.zeros(size, np.float32), np.ones(size, np.float32))
-    network = adaptation.assemble(suffix, head, mobile)
+    network = adaptation.assemble(normalisation.inserted(suffix), head, mobile)
     norms = [layer for layer in suffix.layers if isinstance(layer, keras.layers.BatchNormalization)]
     before = [norm.get_weights() for norm in norms]
     network.compile(keras.optimizers.SGD(0.1), keras.losses.CategoricalCrossentropy(from_logits=True))
