@@ -72,14 +72,14 @@ def settle(model: keras.Model, rows: Array, batch_size: int) -> Array:
     Returns the model's outputs for `rows`.
     """
     norms = [layer for layer in model.layers if isinstance(layer, layers.BatchNormalization)]
-    moments = [_moments(norm.input) for norm in norms]
-    outputs, *found = keras.Model(model.input, [model.output, *moments]).predict(rows, batch_size, verbose=0)
-    for norm, both in zip(norms, found, strict=True):
+    looked_at = {norm.name: _moments(norm.input) for norm in norms} | {"output": model.output}
+    found = keras.Model(model.input, looked_at).predict(rows, batch_size, verbose=0)
+    for norm in norms:
         gain, shift = _affine(norm)
-        mean, square = both.mean(0, np.float64)
+        mean, square = found[norm.name].mean(0, np.float64)
         variance = np.maximum(square - mean**2, 0)
         norm.set_weights([gain * np.sqrt(variance + norm.epsilon), shift + gain * mean, mean, variance])
-    result: Array = outputs
+    result: Array = found["output"]
     return result
 
 

@@ -40,11 +40,12 @@ class Recipe:
 
 
 class Batches(keras.utils.PyDataset):
-    """Batches of stored rows (float32), labels (one-hot over `classes`) and, with `class_weights`, their weights.
+    """Batches of rows as they are stored, labels (one-hot over `classes`) and, with `class_weights`, their weights.
 
     With a seed, for training: shuffled anew each epoch. `rows` may hold several views of each picture, view by view;
     an epoch shows every picture once and goes from each to its next view, so that it costs the same for any number
-    of views. `mixup` blends rows and labels of a batch (Zhang et al. 2018); 0 leaves them alone.
+    of views. With `mixup` a batch's labels are blended with those of others (Zhang et al. 2018), and in the rows' place
+    stands what `blended` needs to do the same to them; 0 leaves both alone.
     """
 
     def __init__(
@@ -81,28 +82,34 @@ class Batches(keras.utils.PyDataset):
         whole = len(self._labels) // self._size
         return whole if self._seed is not None else math.ceil(len(self._labels) / self._size)
 
-    def __getitem__(self, index: int) -> tuple[Array, ...]:
+    @property
+    def mixes(self) -> bool:
+        """Whether a batch's rows are still to be blended."""
+        return bool(self._mixup) and self._seed is not None
+
+    def __getitem__(self, index: int) -> tuple[Any, ...]:
         chosen = self._order[index * self._size : (index + 1) * self._size]
-        rows, targets = (
-            self._rows.take(chosen).astype(np.float32),
-            self._one_hot[self._labels[chosen % len(self._labels)]],
-        )
-        if self._mixup and self._seed is not None:
+        rows: Any = self._rows.take(chosen)
+        targets = self._one_hot[self._labels[chosen % len(self._labels)]]
+        if self.mixes:
             rng = self._rng(index)
             share = rng.beta(self._mixup, self._mixup, len(chosen)).astype(np.float32)
             other = rng.permutation(len(chosen))
-            rows, targets = _blend(rows, rows[other], share), _blend(targets, targets[other], share)
+            rows = {"rows": rows, "others": rows[other], "share": share}
+            targets = share[:, None] * targets + (1 - share)[:, None] * targets[other]
         if self._class_weights is None:
             return rows, targets
         return rows, targets, targets @ self._class_weights
 
 
-def _blend(one: Array, other: Array, share: Array) -> Array:
-    share = share.reshape(-1, *[1] * (one.ndim - 1))
-    blended: Array = one - other
-    blended *= share
-    blended += other
-    return blended
+def blended(model: keras.Model) -> keras.Model:
+    """`model` on what `Batches` gives with mixup: `share` (batch) of each of the `rows`, the rest of the `others`."""
+    shape = model.input.shape[1:]
+    rows, others = keras.Input(shape, name="rows"), keras.Input(shape, name="others")
+    share = keras.Input((), name="share")
+    portion = keras.ops.reshape(share, (-1, *[1] * len(shape)))
+    mixed = portion * rows + (1 - portion) * others
+    return keras.Model({"rows": rows, "others": others, "share": share}, model(mixed))
 
 
 def balanced(labels: Array, classes: int) -> Array:
@@ -148,16 +155,18 @@ def fit(
         GraftError: the loss is no longer a number; the message names epoch and rate.
     """
     steps = recipe.epochs * len(train)
-    model.compile(_optimizer(recipe, steps, shares or {}), _crossentropy(recipe.label_smoothing), metrics=[_accuracy()])
+    loss, optimizing = _crossentropy(recipe.label_smoothing), _optimizer(recipe, steps, shares or {})
+    model.compile(loss=loss, metrics=[_accuracy()])
+    trained = blended(model) if train.mixes else model
+    trained.compile(optimizing, loss, metrics=[_accuracy()])
     journal = Journal(train, recipe, steps)
-    model.fit(
+    trained.fit(
         train,
-        validation_data=validation,
         initial_epoch=first_epoch,
         epochs=first_epoch + recipe.epochs,
         shuffle=False,
         verbose=0,
-        callbacks=[journal, best],
+        callbacks=[Validation(model, validation), journal, best],
     )
     return journal.epochs
 
@@ -181,6 +190,20 @@ def _crossentropy(label_smoothing: float) -> Any:
 
 def _accuracy() -> Any:
     return keras.metrics.CategoricalAccuracy(name="accuracy")
+
+
+class Validation(keras.callbacks.Callback):
+    """Adds `val_loss` and `val_accuracy` of `network` to each epoch's numbers; stands before whoever reads them."""
+
+    def __init__(self, network: keras.Model, batches: Batches) -> None:
+        super().__init__()
+        self._network, self._batches = network, batches
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
+        """Measure."""
+        found = self._network.evaluate(self._batches, verbose=0, return_dict=True)
+        if logs is not None:
+            logs.update({f"val_{name}": value for name, value in found.items()})
 
 
 class BestEpoch(keras.callbacks.Callback):

@@ -48,7 +48,8 @@ assert np.abs(one - two).max() < 1e-3, (one, two)
 def test_two_devices_train_what_one_trains(tiny: params.Params, prepared: Path, tmp_path: Path) -> None:
     """Without dropout and batch normalisation, which see one device's share only, the head is the same."""
     head = tiny.head.model_copy(update={"hidden": (), "dropout": 0.0})
-    plain = tiny.model_copy(update={"head": head, "finetune": tiny.finetune.model_copy(update={"epochs": 1})})
+    finetune = tiny.finetune.model_copy(update={"epochs": 1, "block_decay": 0.5})
+    plain = tiny.model_copy(update={"head": head, "finetune": finetune})
     (tmp_path / "params.yaml").write_text(json.dumps(plain.model_dump(mode="json")), encoding="utf-8")
     (tmp_path / "script.py").write_text(SCRIPT, encoding="utf-8")
     ended = subprocess.run(

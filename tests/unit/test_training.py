@@ -32,6 +32,7 @@ def test_an_epoch_shows_each_picture_once_and_each_view_has_its_turn(tmp_path: P
     rows = stored(tmp_path, np.arange(18).reshape(18, 1))  # six pictures in three views
     labels = np.arange(6)
     batches = training.Batches(rows, labels, 6, 2, seed=1)
+    assert not batches.mixes
     seen = []
     for epoch in range(3):
         batches.start(epoch)
@@ -41,6 +42,18 @@ def test_an_epoch_shows_each_picture_once_and_each_view_has_its_turn(tmp_path: P
         assert (told == shown % 6).all()
         seen += list(shown)
     assert sorted(seen) == list(range(18))
+
+
+def test_mixup_blends_rows_and_labels_alike(tmp_path: Path) -> None:
+    rows = stored(tmp_path, np.repeat(np.eye(6), 2, axis=1).reshape(6, 3, 4))
+    batches = training.Batches(rows, np.arange(6), 6, 6, seed=1, mixup=1.0)
+    entry = keras.Input((3, 4))
+    model = training.blended(keras.Model(entry, keras.layers.Flatten()(entry)))
+    given, targets = batches[0]
+    assert np.allclose(model.predict_on_batch(given)[:, ::2], targets)
+    assert ((targets > 0.01).sum(1) == 2).any()
+    assert np.allclose(targets.sum(1), 1)
+    assert not training.Batches(rows, np.arange(6), 6, 6, mixup=1.0).mixes
 
 
 def test_fewer_pictures_than_a_batch_make_one_batch(tmp_path: Path) -> None:
