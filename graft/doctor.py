@@ -28,7 +28,18 @@ from graft.inference import SUMMARY, open_model
 
 State = Literal["fine", "absent", "problem"]
 
-PACKAGES = ("tensorflow", "keras", "tf2onnx", "onnx", "onnxruntime", "onnxruntime-gpu", "numpy", "dvc", "prefect")
+PACKAGES = (
+    "tensorflow",
+    "keras",
+    "tf2onnx",
+    "onnx",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "mnn",
+    "numpy",
+    "dvc",
+    "prefect",
+)
 # Loaded by soname, as the packages themselves do; `{}` is the major version.
 LIBRARIES = {"CUDA": ("libcudart.so.{}", "nvidia-cuda-runtime-cu{}"), "cuDNN": ("libcudnn.so.{}", "nvidia-cudnn-cu{}")}
 CUDNN = "9"

@@ -114,6 +114,8 @@ def _configure_tensorflow(threads: int) -> None:
     import tensorflow as tf
 
     tf.config.experimental.enable_op_determinism()
+    # Several stages in one process build several models; its warning of "retracing" then is no advice to anybody.
+    tf.get_logger().setLevel("ERROR")
     if threads and tf.config.threading.get_intra_op_parallelism_threads() != threads:
         # TensorFlow takes these only before its first operation; later it raises, and rightly so.
         tf.config.threading.set_intra_op_parallelism_threads(threads)
