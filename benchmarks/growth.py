@@ -45,12 +45,15 @@ def main(totals: Sequence[int] = TOTALS) -> None:
         print(f"{stage}: ten times the pictures take {times:.2f} times the memory, bound {MEMORY_BOUND}: {verdict}.")
     lines = [
         Series(
-            stage, [(total, run.seconds[stage]) for total, run in zip(totals, runs, strict=True)], kind, dots=[3.0] * 4
+            f"{stage}, seconds",
+            [(total / 1000, run.seconds[stage]) for total, run in zip(totals, runs, strict=True)],
+            kind,
+            dots=[3.0] * len(totals),
         )
         for stage, kind in STAGES.items()
     ]
     times_axis = nice_axis("", [0.0, *(y for line in lines for _, y in line.points)])
-    draw(PICTURE, "Seconds", nice_axis("training pictures", [0, max(totals)]), times_axis, lines)
+    draw(PICTURE, "Seconds", nice_axis("thousand training pictures", [0, max(totals) / 1000]), times_axis, lines)
     print(f"\nDrawn: {PICTURE}")
 
 
