@@ -8,7 +8,7 @@ import signal
 import socket
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import uvicorn
@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 Announce = Callable[[Repository, str, str | None], None]
 
 _HEAD_TOO_LONG = f"the request's head is longer than {MAX_HEAD_BYTES} bytes"
+
+# After the listener is closed, for a connection that has not asked anything yet.
+_FIRST_REQUEST_SECONDS = 0.5
 
 # How long a thread may keep the interpreter from the others. Python's own 5 ms is as long as a small run.
 SWITCH_SECONDS = 0.0005
@@ -133,7 +136,20 @@ class _Server(uvicorn.Server):
         """Finish the calls under way, then the requests, then let go of the models."""
         if self._rpc is not None:
             await self._rpc.stop()
-        await super().shutdown(sockets)
+        waiting = [self._take_in(client) for client in _unaccepted(sockets or [])]
+        await super().shutdown(sockets)  # closes the listeners before anything else can happen
+        await asyncio.gather(*waiting, return_exceptions=True)
+
+    def _take_in(self, client: socket.socket) -> asyncio.Task[Any]:
+        """Serve a connection that the loop has not accepted; it would be reset with its listener."""
+        loop = asyncio.get_running_loop()
+
+        def protocol() -> asyncio.Protocol:
+            return self.config.http_protocol_class(  # type: ignore[call-arg]
+                config=self.config, server_state=self.server_state, app_state=self.lifespan.state
+            )
+
+        return loop.create_task(loop.connect_accepted_socket(protocol, client, ssl=self.config.ssl))
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -153,6 +169,15 @@ class _Server(uvicorn.Server):
             self.should_exit = True
         self._context.draining = True
         asyncio.get_running_loop().call_later(seconds, setattr, self, "should_exit", True)
+
+
+def _unaccepted(listeners: list[socket.socket]) -> Iterator[socket.socket]:
+    for listener in listeners:
+        with suppress(BlockingIOError):
+            while True:
+                client, _ = listener.accept()
+                client.setblocking(False)
+                yield client
 
 
 def _head_length(url: bytes, headers: list[tuple[bytes, bytes]]) -> int:
@@ -238,6 +263,13 @@ class Protocol(HttpToolsProtocol):
         super().data_received(data)
         if self._head_timer is not None and self._head_bytes > MAX_HEAD_BYTES:
             self._answer(431, _HEAD_TOO_LONG)
+
+    def shutdown(self) -> None:
+        """Close after the request under way; the first request of a new connection may still be on its way."""
+        if self.cycle is None:
+            self.loop.call_later(_FIRST_REQUEST_SECONDS, super().shutdown)  # type: ignore[unreachable]
+        else:
+            super().shutdown()
 
     def on_message_begin(self) -> None:
         """A request begins: its head must be whole soon."""

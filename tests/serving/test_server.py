@@ -10,10 +10,13 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
+from collections import deque
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -254,6 +257,27 @@ def test_sigterm_drains_and_every_request_is_answered(tmp_path: Path) -> None:
     assert running.failures == []
     assert {status for status, _, _ in running.answers} == {200}
     assert "close" in {connection for _, _, connection in running.answers}
+
+
+def test_who_connected_before_the_end_is_answered_after_it(tmp_path: Path) -> None:
+    path = colour_model(tmp_path / "model.onnx")
+    with serving("--model", path, "--drain", "0.5") as server:
+        early = socket.create_connection(server.address)
+        late: deque[socket.socket] = deque()
+        server.process.send_signal(signal.SIGTERM)
+        with suppress(ConnectionRefusedError):
+            while True:  # the last one is perhaps only in the listener's queue
+                late.append(socket.create_connection(server.address))
+                if len(late) > 4:
+                    late.popleft().close()
+                server.ask("GET", "/v2/health/live")
+        for client in (early, *late):
+            client.sendall(b"GET /v2/health/live HTTP/1.1\r\nhost: localhost\r\n\r\n")
+            answer = client.recv(65536)
+            assert answer.startswith(b"HTTP/1.1 200")
+            assert b"connection: close" in answer.lower()
+            client.close()
+        assert server.process.wait(60) == 0
 
 
 def test_a_client_that_leaves_frees_its_place(tmp_path: Path) -> None:
