@@ -137,8 +137,14 @@ class _Server(uvicorn.Server):
         if self._rpc is not None:
             await self._rpc.stop()
         waiting = [self._take_in(client) for client in _unaccepted(sockets or [])]
+        asyncio.get_running_loop().call_later(_FIRST_REQUEST_SECONDS, self._end_latecomers)
         await super().shutdown(sockets)  # closes the listeners before anything else can happen
         await asyncio.gather(*waiting, return_exceptions=True)
+
+    def _end_latecomers(self) -> None:
+        """Uvicorn has not told those who came in while it closed the listeners."""
+        for connection in list(self.server_state.connections):
+            connection.shutdown()
 
     def _take_in(self, client: socket.socket) -> asyncio.Task[Any]:
         """Serve a connection that the loop has not accepted; it would be reset with its listener."""
