@@ -136,10 +136,12 @@ class _Server(uvicorn.Server):
         """Finish the calls under way, then the requests, then let go of the models."""
         if self._rpc is not None:
             await self._rpc.stop()
-        waiting = [self._take_in(client) for client in _unaccepted(sockets or [])]
+        taken_in = [self._take_in(client) for client in _unaccepted(sockets or [])]
         asyncio.get_running_loop().call_later(_FIRST_REQUEST_SECONDS, self._end_latecomers)
         await super().shutdown(sockets)  # closes the listeners before anything else can happen
-        await asyncio.gather(*waiting, return_exceptions=True)
+        for task in taken_in:
+            task.cancel()  # only a TLS handshake that outlasts everything else
+        await asyncio.gather(*taken_in, return_exceptions=True)
 
     def _end_latecomers(self) -> None:
         """Uvicorn has not told those who came in while it closed the listeners."""

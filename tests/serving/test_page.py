@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from absent import absent
 from chromium import FLAGS
 from PIL import Image
 from samples import BLUE, picture
@@ -25,7 +26,7 @@ pytestmark = pytest.mark.browser
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrome]:
     chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
     if not chromium or not driver:
-        pytest.skip("SKIPPED ALOUD: no chromium and chromedriver here, the page was not tested")
+        absent("no chromium and chromedriver here, the page was not tested")
     options = webdriver.ChromeOptions()
     options.binary_location = chromium
     for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('browser')}"):

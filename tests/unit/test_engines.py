@@ -11,17 +11,21 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
+from absent import absent
 
 from graft import backbones, engines, features, mnn, params, runtime
 from graft.errors import InputError
 
-needs_mnn = pytest.mark.skipif(
-    not mnn.installed(),
-    reason="SKIPPED ALOUD: no MNN here (pip install 'graft[mnn]'), its features were not tested",
-)
+needs_mnn = pytest.mark.usefixtures("mnn_installed")
 
 # Enough pictures for the batches at which a graph that begins with a transpose wrote beyond its memory.
 PICTURES = np.random.default_rng(3).integers(0, 256, (64, 32, 32, 3), dtype=np.uint8)
+
+
+@pytest.fixture(scope="session")
+def mnn_installed() -> None:
+    if not mnn.installed():
+        absent("no MNN here (pip install 'graft[mnn]'), its features were not tested")
 
 
 def asking(settings: params.Params, engine: str) -> params.Params:

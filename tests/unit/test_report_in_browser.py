@@ -8,6 +8,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from absent import absent
 from chromium import FLAGS
 
 pytestmark = pytest.mark.browser
@@ -44,10 +45,10 @@ document.body.dataset.seen = JSON.stringify(seen);
 
 @pytest.fixture(scope="module")
 def browser() -> str:
-    for name in ("chromium", "chromium-browser", "google-chrome"):
-        if found := shutil.which(name):
-            return found
-    pytest.skip("SKIPPED ALOUD: no Chromium on this machine, the page was not tried in a browser")
+    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if found is None:
+        absent("no Chromium on this machine, the page was not tried in a browser")
+    return found
 
 
 def visit(browser: str, page: Path, profile: Path, width: int) -> tuple[dict[str, object], str]:
