@@ -16,7 +16,7 @@ import keras
 import numpy as np
 import numpy.typing as npt
 
-from graft import backbones, mnn, params
+from graft import backbones, mnn, params, runtime
 from graft.errors import InputError
 
 logger = logging.getLogger("graft.engines")
@@ -62,7 +62,7 @@ def choose(image: Any, outputs: dict[str, Any], settings: params.Params, sample:
 def _hindrance() -> str:
     if not mnn.installed():
         return "MNN is not installed (pip install 'graft[mnn]')"
-    if keras.distribution.list_devices("gpu"):
+    if not runtime.on_cpu():
         return "a GPU is here, and Keras uses it"
     return ""
 

@@ -21,7 +21,7 @@ from keras import layers
 from onnx import TensorProto, helper, numpy_helper
 
 from graft import adaptation, features, params
-from graft.errors import GraftError
+from graft.errors import GraftError, InputError
 from graft.export import graphs
 from graft.inference import INPUT, OUTPUT
 
@@ -50,8 +50,11 @@ def convert(model: keras.Model, outputs: tuple[str, ...], resize: bool = False) 
     """The model as ONNX; its outputs get the names `outputs`. With `resize` pictures of any height and width go in.
 
     Raises:
+        InputError: Keras does not run on TensorFlow, which alone converts.
         GraftError: an operator has no counterpart in ONNX.
     """
+    if (backend := keras.backend.backend()) != "tensorflow":
+        raise InputError(f"export needs Keras on TensorFlow; unset KERAS_BACKEND, which is {backend}, and run it again")
     proto = _from_keras(model)
     _check_operators(proto)
     for value, name in zip(proto.graph.output, outputs, strict=True):

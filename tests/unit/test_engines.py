@@ -103,6 +103,15 @@ def test_what_mnn_cannot_do_is_keras_under_auto_and_a_sentence_under_mnn(
         engines.choose(image, outputs, asking(tiny, "mnn"), PICTURES[:2])
 
 
+@needs_mnn
+def test_with_a_gpu_auto_is_keras_and_mnn_says_why(tiny: params.Params, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(keras.distribution, "list_devices", lambda: ["gpu:0"])
+    image, outputs = network("vgg16", 0.125, "block2_pool", "avg")
+    assert engines.choose(image, outputs, asking(tiny, "auto"), PICTURES).name.startswith("keras")
+    with pytest.raises(InputError, match="a GPU is here, and Keras uses it; set features.engine=auto"):
+        engines.choose(image, outputs, asking(tiny, "mnn"), PICTURES)
+
+
 def test_without_mnn_auto_is_keras_and_mnn_says_how_to_get_it(
     tiny: params.Params, monkeypatch: pytest.MonkeyPatch
 ) -> None:

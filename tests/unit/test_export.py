@@ -224,6 +224,13 @@ def test_pictures_of_any_size_are_scaled_inside_as_pillow_does(tmp_path: Path) -
         opened.predict(np.zeros((1, 32, 32, 4), np.uint8))
 
 
+def test_another_backend_than_tensorflow_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = small("vgg16")
+    monkeypatch.setattr(keras.backend, "backend", lambda: "jax")
+    with pytest.raises(InputError, match="unset KERAS_BACKEND, which is jax"):
+        conversion.convert(model, ("probabilities",))
+
+
 def test_an_operator_without_counterpart_is_named() -> None:
     import tensorflow as tf
 
