@@ -108,7 +108,7 @@ def test_with_a_gpu_auto_is_keras_and_mnn_says_why(tiny: params.Params, monkeypa
     monkeypatch.setattr(keras.distribution, "list_devices", lambda: ["gpu:0"])
     image, outputs = network("vgg16", 0.125, "block2_pool", "avg")
     assert engines.choose(image, outputs, asking(tiny, "auto"), PICTURES).name.startswith("keras")
-    with pytest.raises(InputError, match="a GPU is here, and Keras uses it; set features.engine=auto"):
+    with pytest.raises(InputError, match=r"a GPU is here, and Keras uses it; set features\.engine=auto"):
         engines.choose(image, outputs, asking(tiny, "mnn"), PICTURES)
 
 
