@@ -1,19 +1,20 @@
 """The stages from pictures to the fine-tuned network on real CIFAR-10 pictures, a process for each run.
 
-What `learning_curve` and `growth` have in common. `python -m benchmarks.cifar10 FOLDER KEY=VALUE …` keeps
-what each stage makes in FOLDER and prints one line of JSON (`Run`). The pictures and the weights of VGG16's blocks 1 to
-3 are looked for in `shared/` beside the checkout.
+What `all_pictures`, `growth` and `learning_curve` have in common. `python -m benchmarks.cifar10 FOLDER KEY=VALUE …`
+keeps what each stage makes in FOLDER and prints one line of JSON (`Run`). The pictures and the weights of the blocks 1
+to 3 of VGG16 are looked for in `shared/` beside the checkout.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import statistics
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ SHARED = Path(__file__).parents[2] / "shared"
 PICTURES = SHARED / "data" / "cifar10-images.zip"
 WEIGHTS = SHARED / "weights" / "vgg16_blocks123.npz"
 COMMON = ("data.source=folder", f"data.path={PICTURES}", "backbone.width=1.0", "backbone.layer=block3_pool")
+SEEDS = (7, 1, 2)  # of validation pictures, initial weights, views and order
 SAMPLE_SECONDS = 0.05
 
 
@@ -60,6 +62,11 @@ def run(folder: Path, *assignments: str) -> Run:
 def pretrained(weights: bool) -> str:
     """The assignment for the real weights or random ones."""
     return f"backbone.weights={WEIGHTS if weights else 'none'}"
+
+
+def spread(values: Sequence[float]) -> str:
+    """Mean with lowest and highest."""
+    return f"{statistics.mean(values):.3f} ({min(values):.3f} to {max(values):.3f})"
 
 
 def stages(folder: Path, assignments: list[str]) -> Run:

@@ -18,7 +18,6 @@ from benchmarks.drawing import draw, log_axis
 from graft.report.charts import Axis, Series
 
 COUNTS = (10, 50, 100, 500)
-SEEDS = (7, 1, 2)  # of validation pictures, initial weights, views and order
 TOGETHER = 2  # runs at a time: only their accuracy is of interest
 PICTURE = Path("docs/images/learning-curve.svg")
 NAMES = {
@@ -31,7 +30,7 @@ NAMES = {
 Key = tuple[bool, str]
 
 
-def main(counts: Sequence[int] = COUNTS, seeds: Sequence[int] = SEEDS) -> None:
+def main(counts: Sequence[int] = COUNTS, seeds: Sequence[int] = cifar10.SEEDS) -> None:
     if reason := cifar10.missing():
         print(reason)
         return
@@ -44,7 +43,7 @@ def main(counts: Sequence[int] = COUNTS, seeds: Sequence[int] = SEEDS) -> None:
                 runs = list(pool.map(partial(measure, count, real), seeds))
             found[real, "frozen"].append([run.frozen for run in runs])
             found[real, "tuned"].append([run.tuned or 0.0 for run in runs])
-        print(f"| {count} | " + " | ".join(spread(found[key][-1]) for key in NAMES) + " |", flush=True)
+        print(f"| {count} | " + " | ".join(cifar10.spread(found[key][-1]) for key in NAMES) + " |", flush=True)
     lines = [line(name, kind, counts, found[key]) for key, (name, kind) in NAMES.items()]
     accuracy = Axis("", 0.0, 0.9, [share / 10 for share in range(0, 10, 2)], percent=True)
     draw(PICTURE, "Test accuracy on CIFAR-10", log_axis("labelled pictures a class", counts), accuracy, lines)
@@ -55,11 +54,6 @@ def measure(count: int, real: bool, seed: int) -> cifar10.Run:
     with tempfile.TemporaryDirectory(prefix="graft-bench-") as folder:
         limit = f"data.limit_per_class={count}"
         return cifar10.run(Path(folder), cifar10.pretrained(real), limit, f"seed={seed}")
-
-
-def spread(values: Sequence[float]) -> str:
-    """Mean with lowest and highest."""
-    return f"{statistics.mean(values):.3f} ({min(values):.3f} to {max(values):.3f})"
 
 
 def line(name: str, kind: str, counts: Sequence[int], found: Sequence[Sequence[float]]) -> Series:
