@@ -10,6 +10,7 @@ const TINY = 128; // pixels below which smoothing would only blur the picture
 let models = [];
 let picture = null; // what is shown now
 let asked = 0; // answers to earlier pictures are dropped
+let explained = 0; // and so are heat maps of what is no longer asked
 let key = "";
 
 async function ask(path, options = {}) {
@@ -118,12 +119,18 @@ async function show(file) {
 }
 
 function reset() {
+  dropHeat();
   at("bars").replaceChildren();
   at("heat-text").textContent = "";
-  at("frame").classList.remove("with-heat");
   for (const id of ["problem", "verdict", "bars-hint"]) at(id).hidden = true;
   at("empty").hidden = false;
   at("empty").textContent = "Asking…";
+}
+
+function dropHeat() {
+  explained++;
+  at("heat-busy").hidden = true;
+  at("frame").classList.remove("with-heat");
 }
 
 function complain(error) {
@@ -157,7 +164,7 @@ function draw(predictions) {
 }
 
 async function explain(label) {
-  const turn = asked;
+  const turn = ++explained;
   for (const button of at("bars").querySelectorAll("button")) {
     button.setAttribute("aria-pressed", String(button.dataset.label === label));
   }
@@ -165,14 +172,14 @@ async function explain(label) {
   at("heat-busy").hidden = false;
   try {
     const answer = await ask("v1/explain", form({ label }));
-    if (turn !== asked) return;
+    if (turn !== explained) return;
     paint(answer.heat);
     at("heat-text").textContent = words(answer);
     at("heat").setAttribute("aria-label", words(answer));
   } catch (error) {
-    if (turn === asked) at("heat-text").textContent = `No heat map: ${error.message}`;
+    if (turn === explained) at("heat-text").textContent = `No heat map: ${error.message}`;
   } finally {
-    if (turn === asked) at("heat-busy").hidden = true;
+    if (turn === explained) at("heat-busy").hidden = true;
   }
 }
 
@@ -236,10 +243,10 @@ at("file").addEventListener("change", (event) => show(event.target.files[0]));
 at("another").addEventListener("click", again);
 at("model").addEventListener("change", () => { describe(); show(picture); });
 at("heat-switch").addEventListener("change", (event) => {
-  at("frame").classList.toggle("with-heat", event.target.checked);
   at("heat-text").hidden = !event.target.checked;
   const pressed = at("bars").querySelector("[aria-pressed=true]");
-  if (event.target.checked && pressed) explain(pressed.dataset.label);
+  if (!event.target.checked) dropHeat();
+  else if (pressed) explain(pressed.dataset.label);
 });
 at("key-form").addEventListener("submit", (event) => {
   event.preventDefault();

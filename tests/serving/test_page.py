@@ -94,6 +94,41 @@ def test_another_label_is_explained_when_its_bar_is_pressed(page: webdriver.Chro
     assert red.get_attribute("aria-pressed") == "true"
 
 
+# Heat maps are held back by the page's own way to the server until `let` is called with their number; its promise is
+# kept when the page has had the answer for two frames.
+HOLD_HEAT = """
+const fetched = window.fetch, held = [];
+window.heldHeat = () => held.length;
+window.fetch = (path, options) => {
+  if (!String(path).includes("v1/explain")) return fetched(path, options);
+  return new Promise((answer) => held.push(async () => {
+    const response = await fetched(path, options);
+    answer(new Response(await response.text(), response));
+    for (let frame = 0; frame < 2; frame++) await new Promise(requestAnimationFrame);
+  }));
+};
+window.letHeat = (number) => held[number]();
+"""
+LET_HEAT = "letHeat(arguments[0]).then(arguments[1])"
+
+
+def test_a_heat_map_that_is_no_longer_wanted_is_not_shown(page: webdriver.Chrome, half_blue: Path) -> None:
+    page.execute_script(HOLD_HEAT)
+    give(page, half_blue)
+    wait(page, lambda: page.execute_script("return heldHeat()") == 1)
+    page.find_element(By.ID, "heat-switch").send_keys(Keys.SPACE)
+    page.execute_async_script(LET_HEAT, 0)
+    assert "with-heat" not in page.find_element(By.ID, "frame").get_attribute("class")
+    assert not page.find_element(By.ID, "heat-busy").is_displayed()
+    page.find_element(By.ID, "heat-switch").send_keys(Keys.SPACE)
+    page.find_element(By.CSS_SELECTOR, "#bars button[data-label=red]").send_keys(Keys.ENTER)
+    wait(page, lambda: page.execute_script("return heldHeat()") == 3)
+    page.execute_async_script(LET_HEAT, 2)
+    assert "red" in text(page, "heat-text")
+    page.execute_async_script(LET_HEAT, 1)
+    assert "red" in text(page, "heat-text")
+
+
 def test_the_keyboard_alone_is_enough(page: webdriver.Chrome, half_blue: Path) -> None:
     order = []
     for _ in range(3):
