@@ -205,7 +205,7 @@ def test_tensorrt_computes_in_the_files_own_precision() -> None:
 @pytest.mark.gpu
 def test_cuda_graphs_replay_the_same_answers(model_path: Path) -> None:
     if not providers.count_gpus():
-        pytest.skip("no NVIDIA GPU here: CUDA graphs not tested")
+        pytest.skip("SKIPPED ALOUD: no NVIDIA GPU here, CUDA graphs not tested")
     plain, replayed = open_model(model_path, "cuda"), open_model(model_path, "cuda", cuda_graphs=True)
     for batch in (1, 5, 1):
         images = np.random.default_rng(batch).integers(0, 256, (batch, 32, 32, 3), dtype=np.uint8)
