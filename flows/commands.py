@@ -17,11 +17,14 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from flows import orphans, seam
 from flows.faults import StageFailedError, StageTimedOutError, Stopped
 from graft.errors import GraftError
 
+# How often a process that runs is looked at for a stop or a deadline; its end is noticed at once or sooner.
+LOOK_SECONDS = 0.05
 # Seconds a process has to end by itself before it is killed.
 GRACE_SECONDS = 3.0
 
@@ -144,11 +147,12 @@ class _Lines:
         self._on_line = on_line
         self.last = ""
 
-    def read(self, pipe: object) -> None:
-        for raw in pipe:  # type: ignore[attr-defined]
-            if text := shown(raw):
-                self.last = text
-                self._on_line(text)
+    def read(self, pipe: IO[bytes]) -> None:
+        with pipe:
+            for raw in pipe:
+                if text := shown(raw):
+                    self.last = text
+                    self._on_line(text)
 
 
 def shown(raw: bytes) -> str:
@@ -157,7 +161,10 @@ def shown(raw: bytes) -> str:
 
 
 def _wait(process: subprocess.Popen[bytes], deadline: float | None, stop: threading.Event) -> None:
-    while process.poll() is None:
+    while True:
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(LOOK_SECONDS)
+            return
         if stop.is_set():
             raise Stopped("stopped")
         if deadline is not None and time.monotonic() > deadline:

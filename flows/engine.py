@@ -43,7 +43,7 @@ class Engine:
         self._project = project
         self._stages = {stage.name: stage for stage in stages}
         self._tell = tell
-        self._mark = mark
+        self._environment = environment_of_stages(mark)
         self._force = force
         self._isolate = isolate
         self._native = native
@@ -115,7 +115,7 @@ class Engine:
         run_process(
             [sys.executable, "-m", "dvc", "repro", "--single-item", *(["--force"] * self._force), name],
             str(self._project.root),
-            {**os.environ, **environment_of_stages(self._mark)},
+            {**os.environ, **self._environment},
             on_line=on_line,
             deadline=None if timeout is None else time.monotonic() + timeout,
             stop=self._stop,
@@ -132,7 +132,7 @@ class Engine:
         name = stage.addressing
         timeout = self._stages[name].policy.timeout
         deadline = None if timeout is None else time.monotonic() + timeout
-        environment = {**environment, **environment_of_stages(self._mark)}
+        environment = {**environment, **self._environment}
         for command in commands:
             if self._stop.is_set():
                 raise Stopped("stopped")

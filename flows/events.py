@@ -32,10 +32,16 @@ class Event:
 
 
 @dataclass(frozen=True)
-class Planned(Event):
-    """The stages of this run in order, and the mark that its processes carry."""
+class Begun(Event):
+    """The first event of all: stages may start now, and `mark` is what their processes carry."""
 
     mark: str
+
+
+@dataclass(frozen=True)
+class Planned(Event):
+    """The stages of this run in order: the answer to a flow run that has joined."""
+
     stages: list[dict[str, Any]]
 
 

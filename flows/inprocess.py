@@ -99,8 +99,7 @@ def _surroundings(module: Module, folder: str, environment: dict[str, str]) -> I
     handlers = {number: signal.getsignal(number) for number in signal.valid_signals()}
     mask = os.umask(0)
     os.umask(mask)
-    os.environ.clear()
-    os.environ.update(environment)
+    _become(environment)
     os.chdir(folder)
     sys.argv = [module.name, *module.arguments]
     sys.path.insert(0, folder)
@@ -111,10 +110,16 @@ def _surroundings(module: Module, folder: str, environment: dict[str, str]) -> I
         root.handlers[:], root.level = loggers
         _handle(handlers)
         os.umask(mask)
-        os.environ.clear()
-        os.environ.update(before[0])
+        _become(before[0])
         os.chdir(before[1])
         sys.argv, sys.path[:] = before[2], before[3]
+
+
+def _become(environment: dict[str, str]) -> None:
+    """Make it this process's environment; what stays the same is there all the while, since other threads look."""
+    for name in os.environ.keys() - environment.keys():
+        del os.environ[name]
+    os.environ.update(environment)
 
 
 def _handle(handlers: Mapping[signal.Signals, Any]) -> None:

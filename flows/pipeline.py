@@ -62,6 +62,8 @@ class Worker:
     def _sort(self, event: events.Event) -> None:
         if isinstance(event, events.Aborted):
             self._give_up(event)
+        elif isinstance(event, events.Begun):
+            self._mark = event.mark
         else:
             self._inbox(getattr(event, "stage", "")).put(event)
 
@@ -83,9 +85,7 @@ class Worker:
     def joined(self) -> events.Planned:
         """Tell the worker that the flow run exists; return its plan."""
         self._link.send(events.Joined(flow_run=str(flow_run.id or "")))
-        planned = self._next("", events.Planned)
-        self._mark = planned.mark
-        return planned
+        return self._next("", events.Planned)
 
     def attempt(self, stage: str, attempt: int) -> Iterator[events.Event]:
         """Have the worker run one attempt at a stage; its events, the last one Finished or Failed."""

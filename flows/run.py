@@ -123,6 +123,7 @@ class Run:
     def _orchestrated(self) -> None:
         """Do what the flow asks for until it says that every stage is settled; then report to it."""
         link = self._link = self._link or self._observed()
+        link.send(events.Begun(self._mark))
         link.listen(partial(self._heard, link), lambda: self._engine.call_soon(self._lost))
         self._head_start()
         self._engine.serve(until=lambda: self._ended)
@@ -140,7 +141,7 @@ class Run:
         if isinstance(event, events.Joined):
             with self._lock:
                 self._joined = True
-            link.send(events.Planned(self._mark, [_planned(stage) for stage in self._stages]))
+            link.send(events.Planned([_planned(stage) for stage in self._stages]))
         elif isinstance(event, events.Ask):
             self._engine.start(event.stage, event.attempt)
         elif isinstance(event, events.Ended):

@@ -2,13 +2,14 @@
 
 `dvc.stage.run.cmd_run` is DVC's own "run this stage's command". Replaced, the command runs where the
 engine wants it, and everything else (removing outputs, run-cache, locks, dvc.lock) stays DVC's.
-Two smaller replacements keep threads apart and write dvc.lock safely and fast. Where an upgrade of DVC
+Smaller replacements keep threads apart and write dvc.lock safely and fast. Where an upgrade of DVC
 no longer fits, `misfit` says so and the engine lets DVC run its commands itself.
 """
 
 from __future__ import annotations
 
 import inspect
+import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -31,6 +32,7 @@ _SIGNATURES = {
     ("dvc.utils.serialize._yaml", "_modify_data"): ["path", "parser", "dumper", "fs"],
 }
 _CALLS = {
+    ("dvc.stage.run", "prepare_kwargs"): {"fix_env"},
     ("dvc.stage.run", "run_stage"): {"cmd_run", "unlocked_repo"},
     ("dvc.utils.serialize._yaml", "modify_yaml"): {"_modify_data", "parse_yaml_for_update", "_dump"},
 }
@@ -64,6 +66,7 @@ def replaced(command: Command, gate: threading.Lock) -> Iterator[None]:
     """
     with (
         mock.patch("dvc.stage.run.cmd_run", _cmd_run(command, gate)),
+        mock.patch("dvc.stage.run.fix_env", _fix_env()),
         mock.patch("dvc.rwlock.rwlock", _rwlock()),
         mock.patch("dvc.utils.serialize._yaml._modify_data", LockFiles().modify),
     ):
@@ -88,6 +91,19 @@ def _cmd_run(command: Command, gate: threading.Lock) -> Callable[..., None]:
             repo._lock_depth = depth
 
     return cmd_run
+
+
+def _fix_env() -> Callable[..., dict[str, str]]:
+    """The environment DVC gives its commands: ours as it is now, and not what a stage in this process makes of it."""
+    from dvc.utils import fix_env
+
+    ours = dict(os.environ)
+
+    def as_before(env: dict[str, str] | None = None) -> dict[str, str]:
+        fixed: dict[str, str] = fix_env(ours if env is None else env)
+        return fixed
+
+    return as_before
 
 
 def shell(command: str) -> str | list[str]:

@@ -195,7 +195,7 @@ class Api:
             self._url + path, json.dumps(body or {}).encode(), {"Content-Type": "application/json"}
         )
         for _ in range(5):
-            with contextlib.suppress(Busy):
+            with contextlib.suppress(Busy, TimeoutError):
                 return self._answer(request)
             time.sleep(1)
         raise AssertionError(f"{self._url}{path} stays busy")
@@ -217,9 +217,20 @@ class Api:
         return found
 
     def task_runs(self, name: str) -> dict[str, dict[str, Any]]:
+        """The task runs there are, by name; each in the state that the server knows so far."""
         run = self.flow_run(name)
         found = self.post("/task_runs/filter", {"flow_runs": {"id": {"any_": [run["id"]]}}})
         return {task["name"]: task for task in found}
+
+    def settled(self, name: str) -> dict[str, dict[str, Any]]:
+        """The task runs of a flow run that has ended: the server writes their states a little after its own."""
+        end = time.monotonic() + 60
+        while True:
+            found = self.task_runs(name)
+            if all(_settled(task) for task in found.values()):
+                return found
+            assert time.monotonic() < end, found
+            time.sleep(0.2)
 
     def logs(self, name: str) -> list[str]:
         run = self.flow_run(name)
@@ -229,6 +240,11 @@ class Api:
     def artifacts(self, name: str) -> list[dict[str, Any]]:
         run = self.flow_run(name)
         return self.post("/artifacts/filter", {"flow_runs": {"id": {"any_": [run["id"]]}}})
+
+
+def _settled(task: dict[str, Any]) -> bool:
+    state = task["state"] or {"type": None, "name": None}
+    return state["type"] in ("COMPLETED", "FAILED", "CANCELLED", "CRASHED") or state["name"] == "NotReady"
 
 
 @pytest.fixture(scope="session")

@@ -9,9 +9,8 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import psutil
 import pytest
-from test_processes import wait_for
+from test_processes import gone, wait_for
 
 # A program that calls the flow whenever it is told to: a flow run each, in one long-lived process.
 CALLER = """
@@ -65,16 +64,23 @@ def test_prefect_learns_that_a_run_was_killed(repository, api):
     wait_for(lambda: api.flow_run(made.root.name)["state"]["type"] == "CRASHED")
 
 
-def test_a_stages_process_does_not_outlive_its_killed_run(repository, api):
+@pytest.mark.parametrize("when", ["before the flow run", "within it"])
+def test_a_stages_process_does_not_outlive_its_killed_run(repository, api, when):
     made = repository("chain")
-    made.write("dvc.yaml", json.dumps({"stages": {"hangs": {"cmd": "echo $$ > pid; exec tail -f /dev/null"}}}))
+    made.write("dvc.yaml", json.dumps({"stages": {"hangs": {"cmd": "echo $$ > pid; exec sleep 1000"}}}))
     process = made.start("run")
-    wait_for(lambda: (made.root / "pid").exists() and (made.root / "pid").read_text().strip(), process)
-    wait_for(lambda: _running(api, made.root.name), process)
+    pid = int(wait_for(lambda: (made.root / "pid").exists() and (made.root / "pid").read_text(), process))
+    wait_for(lambda: when == "before the flow run" or _known(api, made.root.name, "hangs"), process)
     process.send_signal(signal.SIGKILL)
-    process.communicate(timeout=30)
-    pid = int((made.root / "pid").read_text())
-    wait_for(lambda: not psutil.pid_exists(pid))
+    process.communicate(timeout=60)
+    wait_for(lambda: gone(pid))
+
+
+def _known(api, name: str, stage: str) -> bool:
+    try:
+        return stage in api.task_runs(name)
+    except ValueError:  # the flow run does not exist yet
+        return False
 
 
 def _running(api, name: str) -> bool:

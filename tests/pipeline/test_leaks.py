@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -28,3 +29,33 @@ def test_a_long_lived_process_never_runs_code_older_than_the_files(repository):
     check = "from work import constant\n    assert constant.VALUE == 22"
     made.edit("work/extract.py", 'burn.ran("end extract")', check)
     made.work()
+
+
+# Sets a variable as libraries do, then stays until another stage has told what it found.
+SETS = """
+import os, time
+from pathlib import Path
+os.environ["LEFT_BEHIND"] = "something"
+Path("is-set").touch()
+while not Path("told.txt").exists():
+    time.sleep(0.01)
+"""
+
+
+def test_a_stage_beside_one_in_this_process_finds_its_own_environment(repository):
+    if (os.cpu_count() or 1) < 2:
+        pytest.skip("SKIPPED ALOUD: one core, on which the engine rightly runs stages one after the other")
+    made = repository("chain")
+    made.write("work/sets.py", SETS)
+    stages = {
+        "sets": {"cmd": "python -m work.sets", "deps": ["work/sets.py"]},
+        "waits": {"cmd": "while [ ! -e is-set ]; do :; done; echo 1 > waited.txt", "outs": ["waited.txt"]},
+        "tells": {
+            "cmd": 'echo "$DVC_STAGE found:$LEFT_BEHIND" > told.part; mv told.part told.txt',
+            "deps": ["waited.txt"],
+            "outs": ["told.txt"],
+        },
+    }
+    made.write("dvc.yaml", json.dumps({"stages": stages}))
+    assert set(made.work().values()) == {"Ran"}
+    assert (made.root / "told.txt").read_text() == "tells found:\n"

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import psutil
 import pytest
+
+from flows import commands
 
 
 def stage(cmd: str, **more: object) -> dict[str, object]:
@@ -40,29 +42,43 @@ def wait_for(found, process=None):
         time.sleep(0.02)
 
 
+def gone(pid: int) -> bool:
+    """Whether the process has ended, though its parent may not have been told yet."""
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
+def test_waiting_for_a_process_takes_no_processor(tmp_path):
+    begin, before = time.thread_time(), os.times()
+    count = [sys.executable, "-c", "for _ in range(2 * 10**7): pass"]
+    commands.run_process(count, str(tmp_path), dict(os.environ), on_line=print, deadline=None, stop=threading.Event())
+    assert time.thread_time() - begin < 0.3 * (os.times().children_user - before.children_user)
+
+
 def test_a_stage_is_retried_as_its_meta_says(empty, api):
     command = "echo x >> tries; test $(wc -l < tries) -ge 3 && cp tries done.txt"
     write_stages(empty, flaky=stage(command, outs=["done.txt"], meta={"retries": 2, "retry_delay": 0.1}))
     out = empty.graft("run")
     assert [line.split()[0] for line in out.splitlines() if " flaky " in line] == ["Failed", "Failed", "Ran"]
-    task = api.task_runs(empty.root.name)["flaky"]
+    task = api.settled(empty.root.name)["flaky"]
     assert task["run_count"] == 3
     assert (task["empirical_policy"]["retries"], task["empirical_policy"]["retry_delay"]) == (2, 0.1)
 
 
 def test_a_stage_that_takes_too_long_is_really_stopped(empty, api):
-    command = "sh -c 'echo $$ > pid; exec tail -f /dev/null' ; true"
+    command = "sh -c 'echo $$ > pid; exec sleep 1000' ; true"
     write_stages(
         empty,
-        hangs=stage(command, outs=["never.txt"], meta={"timeout": 1}),
+        hangs=stage(command, outs=["never.txt"], meta={"timeout": 5}),
         after=stage("true", deps=["never.txt"]),
     )
     out = empty.graft("run", code=1)
     assert "TimedOut  hangs" in out
     assert "took longer than its timeout" in out
-    with contextlib.suppress(psutil.NoSuchProcess):  # killed, but perhaps not taken off the list yet
-        psutil.Process(int((empty.root / "pid").read_text())).wait(10)
-    assert api.task_runs(empty.root.name)["hangs"]["state"]["name"] == "TimedOut"
+    wait_for(lambda: gone(int((empty.root / "pid").read_text())))
+    assert api.settled(empty.root.name)["hangs"]["state"]["name"] == "TimedOut"
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
@@ -80,7 +96,7 @@ def test_a_signal_stops_within_seconds_and_the_next_run_continues(repository, si
     assert process.returncode == 128 + signum
     assert "Stopped. Finished stages are kept" in out
     assert "Traceback" not in out
-    assert not [p for p in psutil.process_iter() if _works_in(p, made.root)]
+    wait_for(lambda: not [p for p in psutil.process_iter() if _works_in(p, made.root)])
     made.write("once", "")
     states = made.work()
     assert states["prepare"] == states["extract"] == "Unchanged"
@@ -137,7 +153,7 @@ def test_a_branch_that_fails_does_not_take_the_other_with_it(empty, api):
     assert "ended with code 3: no such luck" in out
     assert "Traceback" not in out
     assert api.flow_run(empty.root.name)["state"]["type"] == "FAILED"
-    assert api.task_runs(empty.root.name)["bad"]["state"]["type"] == "FAILED"
+    assert api.settled(empty.root.name)["bad"]["state"]["type"] == "FAILED"
 
 
 def test_a_wrong_meta_is_refused_with_a_sentence(empty):

@@ -22,7 +22,7 @@ def test_states_and_reasons_reach_prefect_and_the_terminal(repository, api):
         "train": ("Ran", "head.learning_rate changed: 1e-5 → 3e-5"),
         "evaluate": ("Ran", "model.txt changed by train"),
     }
-    runs = api.task_runs(made.root.name)
+    runs = api.settled(made.root.name)
     assert {name: (run["state"]["name"], run["state"]["message"]) for name, run in runs.items()} == wanted
     for stage, (state, why) in wanted.items():
         assert any(line.startswith(state) and stage in line and why in line for line in out.splitlines())
