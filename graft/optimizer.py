@@ -12,10 +12,18 @@ import keras
 
 
 class OnePassAdamW(keras.optimizers.AdamW):
-    """Clips by norm, decays and updates with as few operations as TensorFlow has for them."""
+    """Clips by norm, decays and updates with as few operations as TensorFlow has for them.
+
+    The norm is that of the whole batch's gradient: Keras would clip each device's part before it adds them up, and so
+    train something else on two devices than on one.
+    """
+
+    def __init__(self, learning_rate: Any, weight_decay: float, norm: float | None) -> None:
+        super().__init__(learning_rate, weight_decay=weight_decay)
+        self._norm = norm
 
     def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
-        """Decay `variable` and move it against `gradient`."""
+        """Clip `gradient`, decay `variable` and move it against the gradient."""
         import tensorflow as tf
 
         rate = tf.cast(learning_rate, variable.dtype)
@@ -33,22 +41,26 @@ class OnePassAdamW(keras.optimizers.AdamW):
             beta1=self.beta_1,
             beta2=self.beta_2,
             epsilon=self.epsilon,
-            grad=gradient,
+            grad=self._clipped(gradient),
         )
 
     def _apply_weight_decay(self, variables: Any) -> None:
         """`update_step` has done it."""
 
-    def _clip_by_norm(self, values: Any, axes: Any = None) -> Any:
+    def _clipped(self, gradient: Any) -> Any:
         import tensorflow as tf
 
-        norm = tf.sqrt(2 * tf.nn.l2_loss(values))
-        return values * (self.clipnorm / tf.maximum(norm, self.clipnorm))
+        if self._norm is None:
+            return gradient
+        norm = tf.sqrt(2 * tf.nn.l2_loss(gradient))
+        return gradient * (self._norm / tf.maximum(norm, self._norm))
 
 
-def adamw(learning_rate: Any, weight_decay: float, clipnorm: float | None) -> keras.optimizers.Optimizer:
-    """AdamW that decays all but biases and normalisations; each gradient is clipped to the norm `clipnorm`."""
-    kind = OnePassAdamW if keras.backend.backend() == "tensorflow" else keras.optimizers.AdamW
-    optimizer = kind(learning_rate, weight_decay=weight_decay, clipnorm=clipnorm)
+def adamw(learning_rate: Any, weight_decay: float, norm: float | None) -> keras.optimizers.Optimizer:
+    """AdamW that decays all but biases and normalisations; each gradient is clipped to `norm`."""
+    if keras.backend.backend() == "tensorflow":
+        optimizer = OnePassAdamW(learning_rate, weight_decay, norm)
+    else:
+        optimizer = keras.optimizers.AdamW(learning_rate, weight_decay=weight_decay, clipnorm=norm)
     optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
     return optimizer

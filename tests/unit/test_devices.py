@@ -40,14 +40,14 @@ for devices in (1, 2):
         adaptation.finetune(settings, prepared, stored, folder / "head", folder / "tuned")
     assert load_file(folder / "tuned" / "network.safetensors")
 one, two = (load_file(scratch / devices / "head/head.safetensors")["dense_0/bias"] for devices in "12")
-# Less than one step at the highest rate, after dozens of them: AdamW enlarges the rounding of small gradients.
-assert np.abs(one - two).max() < 1e-3, (one, two)
+assert np.abs(one - two).max() < 1e-6, (one, two)
 """
 
 
 def test_two_devices_train_what_one_trains(tiny: params.Params, prepared: Path, tmp_path: Path) -> None:
     """Without dropout and batch normalisation, which see one device's share only, the head is the same."""
-    head = tiny.head.model_copy(update={"hidden": (), "dropout": 0.0})
+    # The norm is short enough to clip every step: one over each device's share would clip other gradients.
+    head = tiny.head.model_copy(update={"hidden": (), "dropout": 0.0, "gradient_norm": 0.05})
     finetune = tiny.finetune.model_copy(update={"epochs": 1, "block_decay": 0.5})
     plain = tiny.model_copy(update={"head": head, "finetune": finetune})
     (tmp_path / "params.yaml").write_text(json.dumps(plain.model_dump(mode="json")), encoding="utf-8")
