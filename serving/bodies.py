@@ -34,15 +34,15 @@ async def _read_raw(headers: Mapping[bytes, bytes], receive: Receive, limits: Li
     if not declared.isdigit():
         raise BadRequest("content-length is no number")
     oversized = int(declared) > limits.max_body_bytes
-    message = await receive()
-    if not oversized and message["type"] == "http.request" and not message.get("more_body"):
-        body: bytes = message.get("body", b"")
-        if len(body) <= limits.max_body_bytes:
-            return body
     chunks = bytearray()
     read = 0
     try:
         async with asyncio.timeout(limits.patience):
+            message = await receive()
+            if not oversized and message["type"] == "http.request" and not message.get("more_body"):
+                body: bytes = message.get("body", b"")
+                if len(body) <= limits.max_body_bytes:
+                    return body  # the rule: nothing to put together
             while True:
                 if message["type"] == "http.disconnect":
                     raise Gone

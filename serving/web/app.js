@@ -172,6 +172,7 @@ async function explain(label) {
   at("heat-busy").hidden = false;
   try {
     const answer = await ask("v1/explain", form({ label }));
+    await at("picture").decode().catch(() => {}); // it is painted over the picture, at its size
     if (turn !== explained) return;
     paint(answer.heat);
     at("heat-text").textContent = words(answer);

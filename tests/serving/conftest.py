@@ -18,5 +18,5 @@ def model_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def server(model_file: Path) -> Iterator[Server]:
     """One server for all tests that leave it as they found it."""
-    with serving("--model", model_file, "--grpc-port", "0", "--drain", "0") as running:
+    with serving("--model", model_file, "--provider", "cpu", "--grpc-port", "0", "--drain", "0") as running:
         yield running

@@ -36,9 +36,9 @@ INFER = "/v2/models/colours/infer"
 
 @pytest.fixture(scope="module")
 def target(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server of its own, impatient, which must be as good after all of this as before."""
+    """A server of its own, which must be as good after all of this as before."""
     path = colour_model(tmp_path_factory.mktemp("target") / "model.onnx")
-    with serving("--model", path, "--max-body", "1", "--patience", "0.5", "--drain", "0") as server:
+    with serving("--model", path, "--max-body", "1", "--drain", "0") as server:
         with load(server, INFER, clients=1) as meanwhile:
             yield server
             meanwhile.wait_for(5)
@@ -210,13 +210,15 @@ def test_methods_that_are_not_offered(target: Server) -> None:
         assert set(document) == {"error"}
 
 
-def test_slow_clients_are_told_so_and_cut_off(target: Server) -> None:
+def test_slow_clients_are_told_so_and_cut_off(model_file: Path) -> None:
     good, headers = infer_body(PIXELS[:1])
     whole = post(INFER, good, **{k.replace("-", "_"): v for k, v in headers.items()})
-    for sent in (b"", b"POST /v2 HT", whole[:40], whole[:-10]):
-        answer = exchange(target, sent)
-        assert answer.startswith(b"HTTP/1.1 408"), (sent, answer)
-        assert_refused(answer)
+    head = whole[: whole.index(b"\r\n\r\n") + 4]
+    with serving("--model", model_file, "--patience", "0.5", "--drain", "0") as impatient:
+        for sent in (b"", b"POST /v2 HT", whole[:40], head, whole[:-10]):
+            answer = exchange(impatient, sent)
+            assert answer.startswith(b"HTTP/1.1 408"), (sent, answer)
+            assert_refused(answer)
 
 
 def test_clients_that_drop_the_connection_leave_nothing_behind(target: Server) -> None:

@@ -155,7 +155,7 @@ def test_a_cancelled_call_frees_its_place_and_sigterm_answers_the_others(tmp_pat
     path = colour_model(tmp_path / "model.onnx", work=8, size=64)
     body = infer(np.zeros((32, 64, 64, 3), np.uint8))
     with (
-        serving("--model", path, "--grpc-port", "0", "--drain", "0.3") as server,
+        serving("--model", path, "--grpc-port", "0", "--drain", "0.3", "--provider", "cpu", "--threads", "1") as server,
         grpc.insecure_channel(server.grpc) as channel,
     ):
         call = channel.unary_unary(f"{SERVICE}ModelInfer")

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import http.server
 import json
+import os
 import shutil
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -32,7 +35,8 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chro
     for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('browser')}"):
         options.add_argument(flag)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    chrome = webdriver.Chrome(options, webdriver.ChromeService(driver))
+    environment = {**os.environ, "TZ": "UTC", "LANGUAGE": "en_US"}
+    chrome = webdriver.Chrome(options, webdriver.ChromeService(driver, env=environment))
     yield chrome
     chrome.quit()
 
@@ -77,12 +81,59 @@ def test_a_picture_gets_bars_and_a_heat_map(page: webdriver.Chrome, half_blue: P
     bars = page.find_elements(By.CSS_SELECTOR, "#bars button")
     assert next(bar.get_attribute("data-label") for bar in bars) == "blue"
     assert text(page, "heat-text") == "What speaks most for “blue” is on the right of the picture."
+    assert_painted_on_the_right(page)
+
+
+def assert_painted_on_the_right(page: webdriver.Chrome) -> None:
     painted = page.execute_script(
         "const c = document.getElementById('heat'); const g = c.getContext('2d');"
         "const at = (x) => g.getImageData(c.width * x, c.height / 2, 1, 1).data;"
         "return [at(0.2)[0], at(0.8)[0]];"
     )
     assert painted[1] > painted[0] + 50
+
+
+@pytest.fixture
+def held(half_blue: Path) -> Iterator[tuple[str, threading.Event]]:
+    """Where the picture lies for a browser, which gets it once the event is set."""
+    let = threading.Event()
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            let.wait(60)
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(half_blue.read_bytes())
+
+        def log_message(self, *arguments: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as place:
+        thread = threading.Thread(target=place.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{place.server_port}/half.png", let
+        let.set()
+        place.shutdown()
+        thread.join()
+
+
+def test_a_heat_map_waits_for_its_picture(
+    page: webdriver.Chrome, half_blue: Path, held: tuple[str, threading.Event]
+) -> None:
+    url, let = held
+    page.execute_cdp_cmd("Page.setBypassCSP", {"enabled": True})  # the page shows its own pictures only
+    try:
+        page.refresh()
+        wait(page, lambda: text(page, "state-text") == "Ready")
+        page.execute_script(f"URL.createObjectURL = () => {json.dumps(url)}")
+        give(page, half_blue)
+        answered = "return performance.getEntriesByType('resource').some((one) => one.name.includes('v1/explain'))"
+        wait(page, lambda: page.execute_script(answered))
+        let.set()
+        wait(page, lambda: page.find_element(By.ID, "heat").is_displayed())
+        assert_painted_on_the_right(page)
+    finally:
+        page.execute_cdp_cmd("Page.setBypassCSP", {"enabled": False})
 
 
 def test_another_label_is_explained_when_its_bar_is_pressed(page: webdriver.Chrome, half_blue: Path) -> None:
@@ -94,8 +145,8 @@ def test_another_label_is_explained_when_its_bar_is_pressed(page: webdriver.Chro
     assert red.get_attribute("aria-pressed") == "true"
 
 
-# Heat maps are held back by the page's own way to the server until `let` is called with their number; its promise is
-# kept when the page has had the answer for two frames.
+# Heat maps are held back by the page's own way to the server until `letHeat` is called with their number; its promise
+# is kept when the page has read the answer and done what it does with it.
 HOLD_HEAT = """
 const fetched = window.fetch, held = [];
 window.heldHeat = () => held.length;
@@ -103,8 +154,15 @@ window.fetch = (path, options) => {
   if (!String(path).includes("v1/explain")) return fetched(path, options);
   return new Promise((answer) => held.push(async () => {
     const response = await fetched(path, options);
-    answer(new Response(await response.text(), response));
-    for (let frame = 0; frame < 2; frame++) await new Promise(requestAnimationFrame);
+    const given = new Response(await response.text(), response), json = given.json.bind(given);
+    await new Promise((read) => {
+      given.json = () => {
+        const found = json(), picture = document.getElementById("picture");
+        found.then(() => picture.decode()).then(() => setTimeout(read));
+        return found;
+      };
+      answer(given);
+    });
   }));
 };
 window.letHeat = (number) => held[number]();
@@ -148,7 +206,7 @@ def test_the_keyboard_alone_is_enough(page: webdriver.Chrome, half_blue: Path) -
 def test_every_control_has_a_name(page: webdriver.Chrome, half_blue: Path) -> None:
     assert "Choose a picture" in page.find_element(By.ID, "file").accessible_name
     give(page, half_blue)
-    wait(page, lambda: text(page, "verdict") != "")
+    wait(page, lambda: page.find_element(By.ID, "heat").is_displayed())
     shown = [
         control
         for control in page.find_elements(By.CSS_SELECTOR, "a, button, input, select, canvas, #picture")

@@ -30,6 +30,8 @@ from servers import ROOT, Server, load, serving
 from graft.traffic import Traffic
 
 JSON = {"content-type": "application/json"}
+# Where a batch takes long enough for a test to see others wait, whatever the machine has.
+ONE_BY_ONE = ("--drain", "0", "--provider", "cpu", "--threads", "1")
 
 
 def labels(document: dict[str, Any]) -> list[str]:
@@ -97,7 +99,7 @@ def test_mistakes_on_the_command_line_are_one_sentence(server: Server, model_fil
         (("serve", "--model", model_file, "--port", "0", "--grpc-port", server.grpc.split(":")[1]), 2, "--grpc-port"),
     ]
     # Each waits for Python to start: side by side they take half the time.
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         answers = pool.map(lambda mistake: run_graft(*mistake[0], code=mistake[1]), mistakes)
         for (_, _, words), said in zip(mistakes, answers, strict=True):
             assert words in said
@@ -247,7 +249,7 @@ def test_a_file_replaced_in_place_is_served_after_load(tmp_path: Path) -> None:
 
 def test_sigterm_drains_and_every_request_is_answered(tmp_path: Path) -> None:
     path = colour_model(tmp_path / "model.onnx", work=12)
-    with serving("--model", path, "--drain", "0.5") as server, load(server) as running:
+    with serving("--model", path, "--drain", "3") as server, load(server) as running:
         running.wait_for(8)
         server.process.send_signal(signal.SIGTERM)
         while server.ask("GET", "/v2/health/ready")[0] != 503:
@@ -269,21 +271,25 @@ def test_who_connected_before_the_end_is_answered_after_it(tmp_path: Path) -> No
         with suppress(ConnectionRefusedError, ConnectionResetError):
             while True:
                 late.append(opened.enter_context(socket.create_connection(server.address)))
+                if len(late) > 5:  # however many a machine makes in that time, the last ones are asked for
+                    late.pop(0).close()
                 server.ask("GET", "/v2/health/live")
-        for client in (early, *late[-5:-1]):
+        asking = (early, *late[:-1])
+        for client in asking:
             client.sendall(b"GET /v2/health/live HTTP/1.1\r\nhost: localhost\r\n\r\n")
+        for client in asking:
             answer = client.recv(65536)
             assert answer.startswith(b"HTTP/1.1 200")
             assert b"connection: close" in answer.lower()
-        # The others never ask, and are not waited for.
-        assert server.process.wait(10) == 0
+        # The last one never asks, and is not waited for.
+        assert server.process.wait(60) == 0
 
 
 def test_a_client_that_leaves_frees_its_place(tmp_path: Path) -> None:
     path = colour_model(tmp_path / "model.onnx", work=30, size=64)
     images = np.zeros((32, 64, 64, 3), np.uint8)
     body, headers = infer_body(images)
-    with serving("--model", path, "--max-queue-size", "64", "--drain", "0") as server:
+    with serving("--model", path, "--max-queue-size", "64", *ONE_BY_ONE) as server:
         leavers = [http.client.HTTPConnection(*server.address) for _ in range(4)]
         for leaver in leavers:
             leaver.request("POST", "/v2/models/colours/infer", body, headers)
@@ -302,7 +308,7 @@ def test_a_client_that_leaves_frees_its_place(tmp_path: Path) -> None:
 def test_a_full_queue_is_answered_503_with_retry_after(tmp_path: Path) -> None:
     path = colour_model(tmp_path / "model.onnx", work=30, size=64)
     body, headers = infer_body(np.zeros((16, 64, 64, 3), np.uint8))
-    with serving("--model", path, "--max-queue-size", "16", "--drain", "0") as server:
+    with serving("--model", path, "--max-queue-size", "16", *ONE_BY_ONE) as server:
         answers: list[tuple[int, Any, dict[str, str]]] = []
         threads = [
             threading.Thread(
