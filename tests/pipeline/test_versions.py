@@ -103,9 +103,11 @@ def test_killed_at_any_step_and_run_again_it_ends_in_one_state(
     store = Store(project.root, remote="origin", branch="live")
     child = os.fork()
     if child == 0:
-        _die_at(owner, name, when)
-        go_live(project, store)
-        os._exit(0)
+        try:
+            _die_at(owner, name, when)
+            go_live(project, store)
+        finally:
+            os._exit(0)
     _, status = os.waitpid(child, 0)
     assert os.WIFSIGNALED(status), "the step was not reached"
     check_whole(project, store)
@@ -222,8 +224,12 @@ def test_two_clones_at_once_get_a_version_each(project: Repository, tmp_path: Pa
     for number, clone in enumerate((project, twin)):
         another_model(clone, f"night {number}")
         if (child := os.fork()) == 0:
-            register(clone, Store(clone.root, remote="origin"))
-            os._exit(0)
+            status = 1
+            try:
+                register(clone, Store(clone.root, remote="origin"))
+                status = 0
+            finally:
+                os._exit(status)
         children.append(child)
     assert [os.waitpid(child, 0)[1] for child in children] == [0, 0]
     for clone in (project, twin):

@@ -34,12 +34,24 @@ def changed(settings: params.Params, **export: object) -> params.Params:
 
 
 def small(name: str, outputs: tuple[str, ...] = ("probabilities",), size: int = 32) -> keras.Model:
-    """A whole classifier on a backbone with random weights."""
+    """A whole classifier on a backbone with random weights, whose answers span nearly all of 0 to 1.
+
+    Normalised by statistics of its own: with those it is born with, activations fade to nothing on the way, every
+    answer is one half, and there is nothing to compare.
+    """
     runtime.start(params.load(Path(__file__).parents[2] / "params.yaml"))
     width = 0.125 if backbones.BACKBONES[name].scalable else 1.0
     trunk = backbones.build(params.Backbone(name=name, weights="none", width=width, layer=""), size)
+    for layer in trunk.layers:
+        if isinstance(layer, keras.layers.BatchNormalization):
+            layer.momentum = 0.0
+    trunk(noise(32, size).astype(np.float32), training=True)
     vector = features.pooled(trunk.output, "avg")
-    logits = keras.layers.Dense(2)(vector)
+    dense = keras.layers.Dense(2)
+    logits = dense(vector)
+    said = keras.Model(trunk.input, logits).predict_on_batch(noise(32, size))
+    dense.kernel.assign(dense.kernel / said.std(axis=0))
+    dense.bias.assign(-(said / said.std(axis=0)).mean(axis=0))
     tensors = {"probabilities": keras.layers.Softmax()(logits), "logits": logits, "features": vector}
     return keras.Model(trunk.input, [tensors[output] for output in outputs], name="net")
 
@@ -61,10 +73,13 @@ def test_every_backbone_exports_in_every_precision(name: str, tmp_path: Path) ->
     fp32 = conversion.convert(model, outputs)
     pictures = noise(32)
     pairs = [(pictures[:count], np.asarray(model.predict_on_batch(pictures[:count])[0])) for count in (1, 3, 17)]
+    assert np.ptp(pairs[-1][1]) > 0.5
+    # Fifty random layers enlarge what a rounding does; of int8's nothing but the form can be compared then.
+    deep = name in ("resnet50", "mobilenetv2")
     made = {
-        "fp32": (fp32, 1e-5),
-        "fp16": (precisions.half(fp32), 0.02),
-        "int8": (precisions.quantise(fp32, [pictures]), 0.2),
+        "fp32": (fp32, 1e-3 if deep else 5e-5),
+        "fp16": (precisions.half(fp32), 0.3 if deep else 0.02),
+        "int8": (precisions.quantise(fp32, [pictures]), 1.0 if deep else 0.3),
     }
     for precision, (proto, bound) in made.items():
         path = written(proto, tmp_path / files.model_file(precision))
@@ -84,12 +99,18 @@ Exporter = Callable[..., tuple[Path, dict[str, Any]]]
 
 @pytest.fixture(scope="module")
 def exporter(tiny: params.Params, prepared: Path, run: Path, tmp_path_factory: pytest.TempPathFactory) -> Exporter:
-    """Runs the stage with parameters of `export` changed; returns the folder and what `export.json` says."""
+    """Runs the stage with parameters of `export` changed; returns the folder and what `export.json` says.
+
+    The revision is made up: somebody may be at work on the code meanwhile.
+    """
 
     def export(**changes: object) -> tuple[Path, dict[str, Any]]:
         runtime.start(tiny)
         folder = tmp_path_factory.mktemp("onnx")
-        summary = stage.export(changed(tiny, **changes), prepared, run / "finetuned", folder, "lock")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(provenance, "revision", lambda paths: f"revision of {paths}")
+            patch.setattr(provenance, "revision_date", lambda paths: f"date of {paths}")
+            summary = stage.export(changed(tiny, **changes), prepared, run / "finetuned", folder, "lock")
         assert json.loads((folder / "export.json").read_text()) == summary
         return folder, summary["precisions"]
 
@@ -133,8 +154,8 @@ def test_a_file_says_where_it_came_from(exported: Exported, tiny: params.Params,
     assert origin["lock"] == "lock"
     assert origin["data_fingerprint"] == preparation.describe(prepared)["fingerprint"]
     assert origin["parameters"]["backbone"] == tiny.backbone.model_dump(mode="json")
-    assert origin["git"] == provenance.revision(provenance.CODE)
-    assert origin["date"] == provenance.revision_date(provenance.CODE)
+    assert origin["git"] == f"revision of {provenance.CODE}"
+    assert origin["date"] == f"date of {provenance.CODE}"
     assert origin["licence"]
     assert {"graft", "tensorflow", "keras", "tf2onnx", "onnx", "onnxruntime", "python"} <= origin["versions"].keys()
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -78,8 +80,12 @@ def test_what_is_no_picture_is_refused_with_the_reason(data: bytes, reason: str)
 
 
 def test_a_decompression_bomb_is_refused_before_its_pixels_are_made() -> None:
-    bomb = encode(Image.new("1", (20_000, 20_000)))
-    assert len(bomb) < 100_000
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    # A PNG (RFC 2083) that promises 20,000 × 20,000 grey pixels and holds none of them.
+    header = struct.pack(">IIBBBBB", 20_000, 20_000, 8, 0, 0, 0, 0)
+    bomb = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
     with pytest.raises(images.UnreadableImage, match="pixels"):
         images.decode(bomb)
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from graft import drift, intake, params
 from graft.traffic import Traffic
 
-LIMITS = params.parse((params.FILE).read_text(encoding="utf-8")).retrain
+LIMITS = params.parse((Path(__file__).parents[2] / params.FILE).read_text(encoding="utf-8")).retrain
 CLASSES = ["brick", "moss"]
 
 

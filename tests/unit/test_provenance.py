@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from pathlib import Path
 
@@ -12,8 +13,8 @@ from graft import provenance
 
 def git(*arguments: str, date: str = "") -> None:
     identity = ["-c", "user.name=A", "-c", "user.email=a@example.org"]
-    environment = {"GIT_COMMITTER_DATE": date, "GIT_AUTHOR_DATE": "2001-01-01T00:00:00Z", "HOME": "/nonexistent"}
-    subprocess.run(["git", *identity, *arguments], check=True, capture_output=True, env=environment)
+    dates = {"GIT_COMMITTER_DATE": date, "GIT_AUTHOR_DATE": "2001-01-01T00:00:00Z"}
+    subprocess.run(["git", *identity, *arguments], check=True, capture_output=True, env=os.environ | dates)
 
 
 def test_the_revision_is_the_last_commit_of_the_code_and_dated_by_it(
