@@ -75,11 +75,13 @@ def bare_seconds(root: Path, settings: params.Params) -> float:
 
 def run_stage(root: Path) -> tuple[float, float]:
     """Seconds and peak MB of the stage in a process of its own."""
+    command = [sys.executable, "-m", "benchmarks.memory", "tasks.evaluate"]
+    environment = os.environ | {"PYTHONPATH": os.fspath(Path(__file__).parents[1])}
     start = time.perf_counter()
-    child = subprocess.Popen([sys.executable, "-m", "tasks.evaluate"], cwd=root, stderr=subprocess.DEVNULL)
-    _, status, usage = os.wait4(child.pid, 0)
-    assert status == 0, f"the stage failed in {root}"
-    return time.perf_counter() - start, usage.ru_maxrss / 1024
+    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)
+    seconds = time.perf_counter() - start
+    assert done.returncode == 0, f"the stage failed in {root}:\n{done.stderr[-2000:]}"
+    return seconds, float(done.stdout.splitlines()[-1])
 
 
 def shorten(root: Path, scratch: Path, count: int) -> None:

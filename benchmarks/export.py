@@ -2,8 +2,7 @@
 
 The conversion is done once whatever is asked for, so peak memory must not grow with the number of files. Random
 weights at full width, VGG16 and ResNet50; every line is a process of its own, and deriving another. Each process reads
-its own clock without the imports, and its own peak: what the kernel tells a parent of its child begins with the
-parent's size.
+its own clock without the imports, and its own peak.
 """
 
 from __future__ import annotations
@@ -15,6 +14,8 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+
+from benchmarks.memory import peak
 
 BACKBONES = ("vgg16", "resnet50")
 CASES = (("fp32",), ("fp32", "fp16"), ("fp32", "fp16", "int8"), ("tf2onnx",))
@@ -92,12 +93,6 @@ def derive(path: Path, names: list[str]) -> dict[str, float]:
         proto = precisions.half(fp32) if name == "fp16" else precisions.quantise(fp32, [noise] * 8)
         (path.parent / f"{name}.onnx").write_bytes(proto.SerializeToString())
     return {"derive": time.perf_counter() - start, "child": peak()}
-
-
-def peak() -> float:
-    """The most memory this process held at once, in MB."""
-    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
 
 
 if __name__ == "__main__":
