@@ -105,6 +105,7 @@ def night_environment(environment: dict[str, str], server: str) -> dict[str, str
     return {**environment, "PREFECT_API_URL": server, "PREFECT_WORKER_QUERY_SECONDS": "1"}
 
 
+@pytest.mark.timeout(1800)
 def test_five_nights_and_a_rollback_without_a_failed_request(
     tmp_path: Path, night_environment: dict[str, str], api: Api
 ) -> None:

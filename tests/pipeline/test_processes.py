@@ -35,9 +35,10 @@ def wait_for(found, process=None):
     """Poll `found` until it gives something; the process must not end before."""
     end = time.monotonic() + 120
     while True:
+        ended = process is not None and process.poll() is not None
         if result := found():
             return result
-        assert process is None or process.poll() is None, process.stdout.read()
+        assert not ended, process.stdout.read()
         assert time.monotonic() < end
         time.sleep(0.02)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import signal
@@ -68,8 +69,7 @@ def test_a_dask_cluster_does_the_shards(live: Repository, tmp_path: Path) -> Non
     with running(
         [*command, *scheduler, "--scheduler-file", str(known)], tmp_path, live.environment, tmp_path / "s.log"
     ):
-        until(known.is_file, tmp_path / "s.log")
-        address = json.loads(known.read_text())["address"]
+        address = until(lambda: _address(known), tmp_path / "s.log")
         asked = ("score", "data/raw/test", "--out", "scores.csv", "--model", "prod", "--shard", "50", "--dask", address)
         with running([*command, *worker], tmp_path, live.environment, tmp_path / "w.log"):
             assert "180 pictures" in live.graft(*asked)
@@ -78,6 +78,13 @@ def test_a_dask_cluster_does_the_shards(live: Repository, tmp_path: Path) -> Non
     out = live.graft(*asked, code=1)
     assert out.strip().startswith(f"graft: the Dask scheduler {address} does not answer")
     assert "Traceback" not in out
+
+
+def _address(known: Path) -> str | None:
+    """What a scheduler has written, once it has."""
+    with contextlib.suppress(FileNotFoundError, json.JSONDecodeError):
+        return str(json.loads(known.read_text())["address"])
+    return None
 
 
 def test_what_is_wrong_is_one_sentence(live: Repository, tmp_path: Path) -> None:
