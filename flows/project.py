@@ -65,6 +65,7 @@ class Project:
             self.root = Path(self._repo.root_dir)
             self._folder = (folder or root).resolve()
             self._state = state_folder(self.root)
+            self._journals = self._state / "running"
             self._gate = threading.Lock()
             self._load()
 
@@ -88,6 +89,11 @@ class Project:
                 json.loads(paths.read_text(encoding="utf-8"))
             except ValueError:
                 paths.unlink()  # DVC rewrites it in place; cut short, it would refuse every later command
+        if any(self._journals.glob("*")):
+            # DVC makes a folder of its run-cache, then the entry in it; without one, the stage would fail ever after.
+            for folder in Path(self._repo.stage_cache.cache_dir).glob("*/*"):
+                with suppress(OSError):  # there are entries in it
+                    folder.rmdir()
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
@@ -228,7 +234,7 @@ class Project:
             yield
 
     def _journal(self, name: str) -> Path:
-        return self._state / "running" / quote(name, safe="")
+        return self._journals / quote(name, safe="")
 
     def _keep_edited(self, stage: Any) -> Path | None:
         """Set aside outputs that a person edited, since DVC is about to replace them; return where.
