@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import os
 import signal
 import socket
+import struct
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -33,6 +35,22 @@ _HEAD_TOO_LONG = f"the request's head is longer than {MAX_HEAD_BYTES} bytes"
 
 # After the listener is closed, for a connection that has not asked anything yet.
 _FIRST_REQUEST_SECONDS = 0.5
+
+# How long a handshake may take whose first segment came before the end: a way around the earth.
+_HANDSHAKE_SECONDS = 0.3
+
+# A packet filter (linux/filter.h) that sees a segment from its TCP header on and drops it where the flag SYN is set.
+_SO_ATTACH_FILTER = 26
+_INSTRUCTION = "HBBI"  # what to do, steps to go if so and if not, an operand
+_DROP_SYN = b"".join(
+    struct.pack(_INSTRUCTION, *step)
+    for step in (
+        (0x30, 0, 0, 13),  # load the byte of the flags
+        (0x45, 0, 1, 0x02),  # is SYN among them?
+        (0x06, 0, 0, 0),  # then keep nothing of the segment
+        (0x06, 0, 0, 0xFFFFFFFF),  # else all
+    )
+)
 
 # How long a thread may keep the interpreter from the others. Python's own 5 ms is as long as a small run.
 SWITCH_SECONDS = 0.0005
@@ -136,6 +154,9 @@ class _Server(uvicorn.Server):
         """Finish the calls under way, then the requests, then let go of the models."""
         if self._rpc is not None:
             await self._rpc.stop()
+        for listener in sockets or []:
+            refuse_handshakes(listener)
+        await asyncio.sleep(_HANDSHAKE_SECONDS)  # those that had begun end, and are served as any
         taken_in = [self._take_in(client) for client in _unaccepted(sockets or [])]
         asyncio.get_running_loop().call_later(_FIRST_REQUEST_SECONDS, self._end_latecomers)
         await super().shutdown(sockets)  # closes the listeners before anything else can happen
@@ -177,6 +198,18 @@ class _Server(uvicorn.Server):
             self.should_exit = True
         self._context.draining = True
         asyncio.get_running_loop().call_later(seconds, setattr, self, "should_exit", True)
+
+
+def refuse_handshakes(listener: socket.socket) -> None:
+    """Have the kernel drop what would open a connection.
+
+    A listener that closes resets those whose handshake ends between its last `accept` and its end. Whose first segment
+    is dropped sends another a second later, and is refused then.
+    """
+    program = ctypes.create_string_buffer(_DROP_SYN)
+    with suppress(OSError):  # a kernel without filters: then those microseconds stay
+        length = len(_DROP_SYN) // struct.calcsize(_INSTRUCTION)
+        listener.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, struct.pack("HP", length, ctypes.addressof(program)))
 
 
 def _unaccepted(listeners: list[socket.socket]) -> Iterator[socket.socket]:

@@ -28,6 +28,7 @@ from samples import BLUE, GREEN, PIXELS, RED, form, infer_body, picture
 from servers import ROOT, Server, load, serving
 
 from graft.traffic import Traffic
+from serving.server import refuse_handshakes
 
 JSON = {"content-type": "application/json"}
 # Where a batch takes long enough for a test to see others wait, whatever the machine has.
@@ -266,14 +267,14 @@ def test_who_connected_before_the_end_is_answered_after_it(tmp_path: Path) -> No
         early = opened.enter_context(socket.create_connection(server.address))
         late: list[socket.socket] = []
         server.process.send_signal(signal.SIGTERM)
-        # Between the last look into its queue and its end a listener can be caught, within microseconds: a reset there
-        # ends the loop like a refusal.
-        with suppress(ConnectionRefusedError, ConnectionResetError):
+        with suppress(TimeoutError, ConnectionRefusedError):
             while True:
-                late.append(opened.enter_context(socket.create_connection(server.address)))
+                # Who comes too late hears nothing for a second, and the others are given half of one to ask.
+                late.append(opened.enter_context(socket.create_connection(server.address, timeout=0.4)))
+                late[-1].settimeout(60)
                 if len(late) > 5:  # however many a machine makes in that time, the last ones are asked for
                     late.pop(0).close()
-                server.ask("GET", "/v2/health/live")
+                server.ask("GET", "/v2/health/live", timeout=0.4)
         asking = (early, *late[:-1])
         for client in asking:
             client.sendall(b"GET /v2/health/live HTTP/1.1\r\nhost: localhost\r\n\r\n")
@@ -283,6 +284,21 @@ def test_who_connected_before_the_end_is_answered_after_it(tmp_path: Path) -> No
             assert b"connection: close" in answer.lower()
         # The last one never asks, and is not waited for.
         assert server.process.wait(60) == 0
+
+
+def test_whose_handshake_comes_too_late_is_refused_and_nobody_is_reset() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        address = listener.getsockname()
+        with socket.create_connection(address) as early:
+            refuse_handshakes(listener)
+            with pytest.raises(TimeoutError):
+                socket.create_connection(address, timeout=0.3)
+            early.sendall(b"hello")
+            accepted, _ = listener.accept()
+            with accepted:
+                assert accepted.recv(5) == b"hello"
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(address)
 
 
 def test_a_client_that_leaves_frees_its_place(tmp_path: Path) -> None:
