@@ -195,7 +195,10 @@ def open_model(path: Path, provider: str = "auto", threads: int = 0, cuda_graphs
 def _open(path: Path, data: bytes, provider: str, threads: int, cuda_graphs: bool, note: str) -> Model:
     core = _core(threads) if provider == "cpu" else None
     if provider == "cpu":
-        session = _open_session(path, data, [providers.FULL_NAMES["cpu"]], threads, core)
+        try:
+            session = _open_session(data, [providers.FULL_NAMES["cpu"]], threads, core)
+        except Exception as error:  # ONNX Runtime's errors share no narrower base
+            raise _unreadable(path, error) from error
         metadata: Mapping[str, Any] = _read_metadata(path, session)
     else:
         missing = providers.preload()
@@ -203,16 +206,17 @@ def _open(path: Path, data: bytes, provider: str, threads: int, cuda_graphs: boo
         metadata = _open(path, data, "cpu", threads, False, "").metadata
         wanted = providers.session_providers(provider, metadata["image_size"], metadata["precision"], cuda_graphs)
         try:
-            session = _open_session(path, data, wanted, threads)
-        except InputError as error:
-            raise GraftError(f"provider {provider} was asked for and fails: {error}; see `graft doctor`") from error
+            session = _open_session(data, wanted, threads)
+        except Exception as error:
+            why = "; ".join(filter(None, [missing, _line(error)]))
+            raise GraftError(f"provider {provider} was asked for and fails ({why}); see `graft doctor`") from error
         _check_provider(session, provider, missing)
     _check_signature(path, session, metadata)
     return Model(path, session, provider, metadata, note, cuda_graphs, core)
 
 
 def _open_session(
-    path: Path, data: bytes, wanted: list[Any], threads: int, core: int | None = None
+    data: bytes, wanted: list[Any], threads: int, core: int | None = None
 ) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = _ERRORS_ONLY
@@ -225,18 +229,18 @@ def _open_session(
         options.add_session_config_entry(
             "session.intra_op_thread_affinities", ";".join(str(core + 1) for core in others)
         )
-    try:
-        # Its own fallback would run on the CPU what a GPU refuses, and only print so.
-        return onnxruntime.InferenceSession(data, options, providers=wanted, enable_fallback=0)
-    except Exception as error:  # ONNX Runtime's errors share no narrower base
-        if re.search(r"opset|IR version", str(error), re.IGNORECASE):
-            raise InputError(
-                f"{path} is made for a newer ONNX than ONNX Runtime {onnxruntime.__version__} reads; update "
-                "onnxruntime or export it again"
-            ) from error
-        raise InputError(
-            f"{path} is damaged or no ONNX file; make it again (ONNX Runtime says: {_line(error)})"
-        ) from error
+    # Its own fallback would run on the CPU what a GPU refuses, and only print so.
+    return onnxruntime.InferenceSession(data, options, providers=wanted, enable_fallback=0)
+
+
+def _unreadable(path: Path, error: Exception) -> InputError:
+    """Why even the CPU cannot read the file."""
+    if re.search(r"opset|IR version", str(error), re.IGNORECASE):
+        return InputError(
+            f"{path} is made for a newer ONNX than ONNX Runtime {onnxruntime.__version__} reads; update "
+            "onnxruntime or export it again"
+        )
+    return InputError(f"{path} is damaged or no ONNX file; make it again (ONNX Runtime says: {_line(error)})")
 
 
 def _core(threads: int) -> int | None:

@@ -172,6 +172,8 @@ def test_auto_that_cannot_have_the_gpu_says_why(model_path: Path) -> None:
     said = with_a_gpu_out_of_reach(model_path, "tensorrt", missing)
     assert said.startswith("refused: ")
     assert "provider tensorrt was asked for" in said
+    assert missing in said
+    assert "damaged" not in said
 
 
 def test_a_damaged_file_is_the_files_fault_on_a_gpu_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
